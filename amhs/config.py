@@ -79,12 +79,13 @@ def _field_names(model: type[BaseModel], loc: tuple) -> list[str]:
         names = list(inner.model_fields)
     return names
 
-# %% ../nbs/lib/01_config.ipynb #5f74ff88
+# %% ../nbs/lib/01_config.ipynb #943fd259
 def _sentence(model: type[BaseModel], error: dict) -> str:
     "One validation error of pydantic as a sentence for the person who wrote the file."
     where = ".".join(str(p) for p in error["loc"])
     if error["type"] == "extra_forbidden":
-        return f"unknown name `{where}`; did you mean {', '.join(nearest(error['loc'][-1], _field_names(model, error['loc'])))}?"
+        meant = nearest(error["loc"][-1], _field_names(model, error["loc"]))
+        return f"unknown name `{where}`; did you mean {', '.join(meant)}?"
     if error["type"] == "missing":
         return f"`{where}` is missing"
     return f"`{where}`: {error['msg'].removeprefix('Value error, ')} (got {error['input']!r})"
@@ -251,7 +252,7 @@ def _site(path: Path, stamp: tuple) -> Site:
     "A site profile, read once as long as the file stays the same."
     return checked(Site, read_yaml(path), str(path.name))
 
-# %% ../nbs/lib/01_config.ipynb #4d9a07e5
+# %% ../nbs/lib/01_config.ipynb #17a0dc7b
 def load_site(
     name: "str | Path | Site | None" = None,  # a name in `params/sites`, a YAML file, a `Site`; None: the simulated hub
 ) -> Site:  # the checked profile
@@ -262,7 +263,8 @@ def load_site(
     path = Path(name) if name and Path(name).suffix in {".yaml", ".yml"} else folder / f"{name or 'simulated'}.yaml"
     if not path.is_file():
         known = sorted(p.stem for p in folder.glob("*.yaml"))
-        raise ParameterError("no such site profile", got=str(name), fix=f"use one of {', '.join(nearest(str(name), known))}, or the path of a YAML file")
+        fix = f"use one of {', '.join(nearest(str(name), known))}, or the path of a YAML file"
+        raise ParameterError("no such site profile", got=str(name), fix=fix)
     return _site(path.resolve(), (path.stat().st_mtime_ns, path.stat().st_size))
 
 # %% ../nbs/lib/01_config.ipynb #9712e130
@@ -377,14 +379,15 @@ def parse_sets(
             sorted_[s][name] = parse_yaml(value) if isinstance(value, str) else value
     return sorted_
 
-# %% ../nbs/lib/01_config.ipynb #7fdc991a
+# %% ../nbs/lib/01_config.ipynb #8aaa3cd4
 def load_profile(
     name: str,  # a name in `params/profiles`
 ) -> dict[str, dict]:  # stage -> {name: value}
     "The values by which a profile differs from `params/STAGE.yaml`."
     folder = settings().params / "profiles"
     if not (folder / f"{name}.yaml").is_file():
-        raise ParameterError("no such profile", got=name, fix=f"use one of {', '.join(sorted(p.stem for p in folder.glob('*.yaml')))}")
+        known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
+        raise ParameterError("no such profile", got=name, fix=f"use one of {known}")
     found = read_yaml(folder / f"{name}.yaml")
     if wrong := set(found) - set(PARAMS):
         raise ParameterError(f"profile {name}: no such stage", got=sorted(wrong), fix=f"use one of {', '.join(PARAMS)}")

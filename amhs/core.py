@@ -59,14 +59,14 @@ def nearest(
     options = [str(o) for o in options]
     return difflib.get_close_matches(str(name), options, n=n, cutoff=0.5) or sorted(options)
 
-# %% ../nbs/lib/00_core.ipynb #2f659eaf
+# %% ../nbs/lib/00_core.ipynb #2c5ed8af
 def project_root(
     start: Path | str | None = None,  # where to begin looking upwards; None: the working directory, then this package
 ) -> Path:  # the folder that holds `settings.ini`
     "The project's folder, found by its `settings.ini`."
     if start is None and os.environ.get("AMHS_ROOT"):
         return Path(os.environ["AMHS_ROOT"]).resolve()
-    begins = [Path(start or os.getcwd()).resolve(), Path(__file__).resolve().parent]
+    begins = [Path(start or Path.cwd()).resolve(), Path(__file__).resolve().parent]
     for folder in (f for b in begins for f in (b, *b.parents)):
         if (folder / "settings.ini").is_file():
             return folder
@@ -116,13 +116,13 @@ def _remove(path: Path) -> None:
     "Remove a file or a folder, if it is there."
     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
-# %% ../nbs/lib/00_core.ipynb #b568cee1
+# %% ../nbs/lib/00_core.ipynb #6cc29318
 def _swap(new: Path, path: Path) -> None:
     "Put `new` in the place of `path`; a folder in the way is set aside first and removed last."
     old = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old")
     if path.is_dir():
-        os.rename(path, old)
-    os.replace(new, path)
+        path.rename(old)
+    new.replace(path)
     _flush_entry(path.parent)
     _remove(old)
 
