@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help run test test-full lab export lint lock clean
+.PHONY: help run test test-full lab export readme lint lock clean
 
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -38,6 +38,9 @@ lab: $(READY)  ## JupyterLab, started from the project root
 export: $(READY)  ## nbs/lib -> amhs, and refuse if that leaves notebooks unclean
 	$(BIN)/nbdev-export
 	$(BIN)/nbdev-clean --fname nbs/lib
+
+readme: $(READY)  ## nbs/index.ipynb -> README.md
+	$(BIN)/jupyter nbconvert --log-level WARN --to markdown --no-input --output-dir . --output README nbs/index.ipynb
 
 lint: $(READY)  ## ruff over what is written by hand
 	$(BIN)/ruff check .

@@ -279,14 +279,14 @@ class StageParams(Frozen):
 
     seed: int = Field(ge=0)
 
-# %% ../nbs/lib/01_config.ipynb #59a3a4a9
+# %% ../nbs/lib/01_config.ipynb #63f735aa
 class BusinessParams(StageParams):
     "01: scope, requirements, acceptance criteria and service levels."
 
     site: str  # site profile, a name in params/sites or a YAML file
     source: str  # simulate, nycflights, or a path: export file, folder of exports, data set
     scenario: str  # simulated traffic
-    days: Count  # simulated days
+    days: Count  # days of history: simulated, or at hand
     line: str  # the line to model; empty: all lines
     rules_definable: bool  # can experts write the rule down?
     must_explain: bool  # must every alarm be explained?
@@ -300,7 +300,7 @@ class BusinessParams(StageParams):
     latency_p99_ms: float = Field(gt=0)  # service level of one answer
     prediction_ttl_days: Count  # how long predictions are kept
 
-# %% ../nbs/lib/01_config.ipynb #f864a8a3
+# %% ../nbs/lib/01_config.ipynb #a524880e
 class PocParams(StageParams):
     "02: is there signal in a sample?"
 
@@ -309,6 +309,12 @@ class PocParams(StageParams):
     days: Count  # days of the sample
     trees: Count  # of the small XGBoost
     min_skill: float  # on change_max 10 minutes ahead, to go on
+
+    @model_validator(mode="after")
+    def _reason(self):
+        if self.skip and not self.skip_reason.strip():
+            raise ValueError("a skipped stage needs a skip_reason")
+        return self
 
 # %% ../nbs/lib/01_config.ipynb #5aa285f3
 class PrototypeParams(StageParams):

@@ -83,3 +83,9 @@ def test_unknown_profile():
 def test_environment_moves_folders(monkeypatch, tmp_path):
     monkeypatch.setenv("AMHS_RUNS", str(tmp_path))
     assert settings().runs == tmp_path
+
+
+def test_skipping_needs_a_reason():
+    with pytest.raises(ParameterError, match="skip_reason"):
+        load_params("poc", "smoke", {"poc.skip": "true"})
+    assert load_params("poc", "smoke", {"poc.skip": "true", "poc.skip_reason": "V8 is in use"}).skip
