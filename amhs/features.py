@@ -798,16 +798,11 @@ class Program(NamedTuple):
     parts: np.ndarray  # int64 (averages, k), registers to average; -1 where there are fewer
     hands: np.ndarray  # float64 (hands, minutes of a week)
 
-# %% ../nbs/lib/05_features.ipynb #b0c6a4f3
+# %% ../nbs/lib/05_features.ipynb #39d50677
 @njit(error_model="numpy")
-def _prepare(program, k, values, end, work, rows):
-    "Load a series, or summarise the loaded one in blocks."
-    op, minutes = program.op[k], program.length[k] - 1 + rows
-    x = work[RAW][:minutes]
-    if op == Op.LOAD:
-        first = end - program.right[k] - program.length[k] + 1
-        _load(values, program.columns[program.left[k]], program.signs[program.left[k]], first, x)
-    elif op == Op.SUM:
+def _summarise(op, x, work):
+    "Summarise the loaded series in blocks."
+    if op == Op.SUM:
         _sum5(x, work[SUM5])
     elif op == Op.TILT:
         _tilt5(x, work[TILT5])
@@ -818,11 +813,10 @@ def _prepare(program, k, values, end, work, rows):
     elif op == Op.LOW:
         _low5(x, work[LOW5])
 
-# %% ../nbs/lib/05_features.ipynb #c76c36d3
+# %% ../nbs/lib/05_features.ipynb #5b87de0b
 @njit(error_model="numpy")
-def _look(program, k, work, out):
+def _look(op, first, blocks, number, work, out):
     "Look through a window of the loaded series."
-    op, first, blocks = program.op[k], program.left[k], program.length[k] // BLOCK_MIN
     if op == Op.POINT:
         _copy(work[RAW][first:], out)
     elif op == Op.MEAN:
@@ -836,9 +830,9 @@ def _look(program, k, work, out):
     elif op == Op.SLOPE:
         _slope(work[SUM5], work[TILT5], first, blocks, out)
     elif op == Op.EWMA:
-        _ewma(work[SUM5], first, blocks, program.number[k], out)
+        _ewma(work[SUM5], first, blocks, number, out)
     else:
-        _age(work[RAW], work[HIGH5], first, blocks, program.number[k], work[SCRATCH], out)
+        _age(work[RAW], work[HIGH5], first, blocks, number, work[SCRATCH], out)
 
 # %% ../nbs/lib/05_features.ipynb #73888409
 @njit(error_model="numpy")
@@ -847,14 +841,12 @@ def _read(hand, minute_of_week, out):
     for i in range(len(out)):
         out[i] = hand[minute_of_week[i]]
 
-# %% ../nbs/lib/05_features.ipynb #45e70734
+# %% ../nbs/lib/05_features.ipynb #b5df6ee3
 @njit(error_model="numpy")
-def _step(program, k, minute_of_week, work, registers, rows):
-    "Compute the register of one step that is not a preparation."
-    op, left, out = program.op[k], program.left[k], registers[program.to[k]][:rows]
-    if op <= Op.AGE:
-        _look(program, k, work, out)
-    elif op == Op.NUMBER:
+def _step(program, k, minute_of_week, registers, out):
+    "Compute a part from other parts."
+    op, left = program.op[k], program.left[k]
+    if op == Op.NUMBER:
         _fill(program.number[k], out)
     elif op == Op.CLOCK:
         _read(program.hands[left], minute_of_week, out)
@@ -867,23 +859,29 @@ def _step(program, k, minute_of_week, work, registers, rows):
     else:
         _combine(op, registers[left], registers[program.right[k]], out)
 
-# %% ../nbs/lib/05_features.ipynb #d1d656b8
+# %% ../nbs/lib/05_features.ipynb #64dd3d26
 @njit(error_model="numpy")
-def _tile(program, values, tile, minute_of_week, work, registers, out):
-    "All features of some consecutive minutes."
-    end, rows, at = tile
+def _tile(program, values, end, minute_of_week, work, registers, out, at):
+    "All features of some consecutive minutes, the first of which is `end`."
+    rows = len(minute_of_week)
     for k in range(len(program.op)):
-        if program.op[k] <= Op.LOW:
-            _prepare(program, k, values, end, work, rows)
+        op, left, length = program.op[k], program.left[k], program.length[k]
+        to, x = registers[program.to[k]][:rows], work[RAW][: length - 1 + rows]
+        if op == Op.LOAD:
+            _load(values, program.columns[left], program.signs[left], end - program.right[k] - length + 1, x)
+        elif op <= Op.LOW:
+            _summarise(op, x, work)
+        elif op <= Op.AGE:
+            _look(op, left, length // BLOCK_MIN, program.number[k], work, to)
         else:
-            _step(program, k, minute_of_week[at : at + rows], work, registers, rows)
+            _step(program, k, minute_of_week, registers, to)
         if program.feature[k] >= 0:
-            _copy(registers[program.to[k]], out[program.feature[k]][at : at + rows])
+            _copy(to, out[program.feature[k]][at : at + rows])
 
 # %% ../nbs/lib/05_features.ipynb #24acc9b2
 TILE = 256  # rows
 
-# %% ../nbs/lib/05_features.ipynb #6431b95c
+# %% ../nbs/lib/05_features.ipynb #00041d43
 @njit(nogil=True, cache=True, error_model="numpy")
 def _run(
     program,  # a Program
@@ -896,7 +894,8 @@ def _run(
 ):
     "Run a program over tiles of rows."
     for i in range(len(tiles)):
-        _tile(program, values, (tiles[i, 0], tiles[i, 1], tiles[i, 2]), minute_of_week, work, registers, out)
+        end, rows, at = tiles[i, 0], tiles[i, 1], tiles[i, 2]
+        _tile(program, values, end, minute_of_week[at : at + rows], work, registers, out, at)
 
 # %% ../nbs/lib/05_features.ipynb #c344c187
 def _at_site(
@@ -1136,7 +1135,7 @@ def _tiles(
     at = np.flatnonzero(since % TILE == 0)
     return np.stack([row_ends[at], np.diff(at, append=len(row_ends)), at], axis=1)
 
-# %% ../nbs/lib/05_features.ipynb #65a0ab2f
+# %% ../nbs/lib/05_features.ipynb #08be2041
 @patch
 def _compute(
     self: FeatureKernel,
@@ -1145,7 +1144,9 @@ def _compute(
     clock: np.ndarray,  # int64 (rows,), minute of the week
     out: np.ndarray,  # float32 (features, rows), written
 ):
-    "Run the program with work space of its own."
+    "Run the program with work space of its own; values as read-only, so that the kernel is compiled for one kind of array."
+    values = values.view()
+    values.flags.writeable = False
     rows = tiles[:, 1].max()
     work, registers = np.empty((SCRATCH + 1, self.program.length.max() + rows)), np.empty((self.program.to.max() + 1, rows))
     _run(self.program, values, tiles, clock, work, registers, out)
@@ -1214,14 +1215,18 @@ def _usable(
     there, here = slice(None, max(len(line) - back, 0)), slice(back, None)
     return back + np.flatnonzero((line[here] == line[there]) & (minute[here] - minute[there] == back))
 
-# %% ../nbs/lib/05_features.ipynb #eb9f51f7
+# %% ../nbs/lib/05_features.ipynb #edbf5b94
 def _places(
     line: np.ndarray,  # int (rows,)
     minute: np.ndarray,  # int64 (rows,)
     memory_min: int,  # minutes
 ) -> np.ndarray:  # int64 (rows,)
     "The place of each row, with room for the minutes in between."
-    step = np.where(np.diff(line, prepend=-1) == 0, np.diff(minute, prepend=0), memory_min)
+    next_line = np.diff(line, prepend=-1)
+    step = np.where(next_line == 0, np.diff(minute, prepend=0), memory_min)
+    if (next_line < 0).any() or (step <= 0).any():
+        raise InputError("telemetry must be sorted by line and timestamp, with one row per line and minute",
+                         fix="use check_telemetry or import the file again")
     return np.cumsum(np.minimum(step, memory_min)) - 1
 
 # %% ../nbs/lib/05_features.ipynb #c3fed1be
