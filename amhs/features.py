@@ -25,15 +25,10 @@ import pandas as pd
 from fastcore.basics import patch
 from numba import njit
 
-# %% ../nbs/lib/05_features.ipynb #04302ee9
+# %% ../nbs/lib/05_features.ipynb #de408892
 from .config import HORIZONS_MIN, WINDOW_MIN, Site, Thresholds, load_site
 from .core import InputError, ParameterError, nearest
-from .telemetry import COLUMNS, columns_of
-
-try:
-    from amhs.telemetry import fill_gaps
-except ImportError:
-    def fill_gaps(frame, site): return frame
+from .telemetry import COLUMNS, columns_of, fill_gaps, minute_numbers
 
 # %% ../nbs/lib/05_features.ipynb #355f64ac
 class Node:
@@ -1093,13 +1088,6 @@ def feature_table(
     return pd.DataFrame([{"name": f.name, "group": f.group, "sources": ", ".join(f.sources()), "history_min": f.history_min(),
                           "missing": ", ".join(missing.get(f.name, []))} for f in _features(feature_set, Thresholds())])
 
-# %% ../nbs/lib/05_features.ipynb #d3538d4d
-def _minutes(
-    times: pd.Series,  # times with a time zone
-) -> np.ndarray:  # int64 (rows,), minutes since 1970 UTC
-    "Times as minute numbers."
-    return pd.DatetimeIndex(times).tz_convert("UTC").tz_localize(None).to_numpy("datetime64[m]").astype("int64")
-
 # %% ../nbs/lib/05_features.ipynb #219be363
 def _minute_of_week(
     minutes: np.ndarray,  # int64 (rows,), minutes since 1970 UTC
@@ -1215,18 +1203,14 @@ def _usable(
     there, here = slice(None, max(len(line) - back, 0)), slice(back, None)
     return back + np.flatnonzero((line[here] == line[there]) & (minute[here] - minute[there] == back))
 
-# %% ../nbs/lib/05_features.ipynb #edbf5b94
+# %% ../nbs/lib/05_features.ipynb #eb9f51f7
 def _places(
     line: np.ndarray,  # int (rows,)
     minute: np.ndarray,  # int64 (rows,)
     memory_min: int,  # minutes
 ) -> np.ndarray:  # int64 (rows,)
     "The place of each row, with room for the minutes in between."
-    next_line = np.diff(line, prepend=-1)
-    step = np.where(next_line == 0, np.diff(minute, prepend=0), memory_min)
-    if (next_line < 0).any() or (step <= 0).any():
-        raise InputError("telemetry must be sorted by line and timestamp, with one row per line and minute",
-                         fix="use check_telemetry or import the file again")
+    step = np.where(np.diff(line, prepend=-1) == 0, np.diff(minute, prepend=0), memory_min)
     return np.cumsum(np.minimum(step, memory_min)) - 1
 
 # %% ../nbs/lib/05_features.ipynb #c3fed1be
@@ -1254,9 +1238,9 @@ def _index(
     times = pd.DatetimeIndex(known.astype("datetime64[m]").astype("datetime64[us]")).tz_localize("UTC")
     return pd.MultiIndex([lines, times], [line, code], names=["line", "timestamp"], verify_integrity=False)
 
-# %% ../nbs/lib/05_features.ipynb #733ddc98
+# %% ../nbs/lib/05_features.ipynb #b43da7c5
 def build_features(
-    telemetry: pd.DataFrame,  # one row per line and minute, sorted; any of the schema's columns
+    telemetry: pd.DataFrame,  # one row per line and minute; any of the schema's columns
     feature_set: str = "v8",  # a name in FEATURE_SETS
     site: Site | str | None = None,  # whose thresholds, gap policy and time zone count; None: the simulated hub
 ) -> pd.DataFrame:  # float32, index (line, timestamp), one row per minute whose last 30 minutes are usable
@@ -1264,7 +1248,7 @@ def build_features(
     site = load_site(site)
     kernel = compile_features(feature_set, telemetry.columns, site)
     filled = fill_gaps(telemetry, site)
-    (line, lines), minute = pd.factorize(filled["line"]), _minutes(filled["timestamp"])
+    (line, lines), minute = pd.factorize(filled["line"]), minute_numbers(filled)
     places, usable = _places(line, minute, kernel.memory_min), _usable(line, minute, kernel.history_min)
     found = kernel.matrix(_by_column(filled, kernel.columns, places), places[usable], minute[usable])
     table = pd.DataFrame(found, _index(pd.Index(lines), line[usable], minute[usable]), kernel.names, copy=False)

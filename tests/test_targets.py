@@ -88,11 +88,13 @@ def test_too_short_telemetry_has_no_targets(empty):
     assert build_targets(telemetry).shape == (0, 13)
 
 
-def test_disorder_and_unknown_horizons_are_refused():
+def test_order_does_not_matter_but_repeated_minutes_and_unknown_horizons_are_refused():
     telemetry = table([("HUB1", m, 200, False) for m in range(60)])
     by_time = table([(line, m, 200, False) for line in "AB" for m in range(60)]).sort_values(["timestamp", "line"])
-    for wrong in (telemetry.iloc[::-1], telemetry.iloc[[0, 1, 1, 2]], pd.concat([telemetry, telemetry]), by_time):
-        with pytest.raises(InputError, match="sorted by line"):
+    for shuffled in (by_time, by_time.iloc[::-1]):
+        pd.testing.assert_frame_equal(build_targets(shuffled), build_targets(by_time.sort_values(["line", "timestamp"])))
+    for wrong in (telemetry.iloc[[0, 1, 1, 2]], pd.concat([telemetry, telemetry])):
+        with pytest.raises(InputError, match="two rows for the same line and minute"):
             build_targets(wrong)
     with pytest.raises(ParameterError, match="edges for this horizon .got 12.*10, 15, 25"):
         build_targets(telemetry, horizons=(12,))
