@@ -6,12 +6,12 @@
 __all__ = ['SCHEMA', 'COLUMNS', 'PREDICTORS', 'RANGES', 'RULES', 'Column', 'columns_of', 'column_ranges', 'minute_numbers',
            'check_telemetry', 'missing_columns', 'read_dataset', 'Change', 'write_dataset', 'dataset_hash', 'Rule',
            'read_number', 'read_time', 'FileReport', 'ImportReport', 'import_files', 'fill_gaps', 'nycflights_source',
-           'import_nycflights']
+           'import_nycflights', 'concepts', 'propose_site']
 
-# %% ../nbs/lib/02_telemetry.ipynb #2cde6583
-import codecs, csv, datetime, difflib, fcntl, gzip, hashlib, importlib.util, io, json, re, shutil, tempfile, unicodedata, zipfile, zlib
+# %% ../nbs/lib/02_telemetry.ipynb #a60fa92d
+import codecs, csv, datetime, difflib, fcntl, gzip, hashlib, importlib.util, io, json, os, re, shutil, tempfile, unicodedata, zipfile, zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -27,7 +27,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from fastcore.basics import patch
 
-from .config import Site, SourceColumn, load_site, parse_yaml
+from .config import Site, SourceColumn, load_site
 from .core import InputError, ParameterError, atomic_path, nearest, sha256_file, sha256_json
 
 # %% ../nbs/lib/02_telemetry.ipynb #eb1f0a8b
@@ -189,38 +189,39 @@ def missing_columns(
     "The schema's columns that a table cannot offer."
     return tuple(name for name in COLUMNS if name not in frame or frame[name].isna().all())
 
-# %% ../nbs/lib/02_telemetry.ipynb #4b13f1e2
+# %% ../nbs/lib/02_telemetry.ipynb #252e426c
 _PUBLISHING = "_publishing"
 
 
 def _part(
-    folder: Path,  # the data set
     line: str,  # any text; what a file system may not like is escaped
     day: str,  # YYYY-MM-DD
-) -> Path:  # the file of that line and day
+) -> str:  # the file of that line and day, within the data set
     "Where the rows of a line and day live."
-    return folder / f"line={quote(line, safe='')}" / f"day={day}" / "part.parquet"
+    return f"line={quote(line, safe='')}/day={day}/part.parquet"
 
-# %% ../nbs/lib/02_telemetry.ipynb #a60b6790
+# %% ../nbs/lib/02_telemetry.ipynb #e86a9af0
 def _parts(
     folder: Path,  # the data set
 ) -> dict[tuple[str, str], Path]:  # (line, day) -> file, in order
     "The files of a data set, those of an unfinished publication first."
     found: dict[tuple[str, str], Path] = {}
-    for root in (folder / _PUBLISHING, folder):  # this order: a file may move from the first to the second meanwhile
-        for path in root.glob("line=*/day=*/part.parquet"):
-            line, day = (unquote(name.split("=", 1)[1]) for name in path.parts[-3:-1])
-            found.setdefault((line, day), path)
+    moving = [*(folder / _PUBLISHING).glob("line=*,day=*,part.parquet")]  # listed first: they may move meanwhile
+    for path in [*moving, *folder.glob("line=*/day=*/part.parquet")]:
+        line, day = re.search(r"line=([^/,]*)[/,]day=([^/,]*)[/,]part.parquet$", path.as_posix()).groups()
+        found.setdefault((unquote(line), day), path)
     return dict(sorted(found.items()))
 
-# %% ../nbs/lib/02_telemetry.ipynb #0960f1a8
+# %% ../nbs/lib/02_telemetry.ipynb #066383e6
 def _write_part(
     rows: pa.Table,  # rows of one line and day
     path: Path,  # the file
 ) -> None:
     "Write one Parquet file."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(rows, path, compression="zstd", write_statistics=["timestamp"])
+    with open(path, "wb") as file:
+        pq.write_table(rows, file, compression="zstd", use_dictionary=False, write_statistics=["timestamp"])
+        file.flush()
+        os.fsync(file.fileno())  # here, where several wait at once, and not one after the other later
 
 # %% ../nbs/lib/02_telemetry.ipynb #ad216678
 def _days(
@@ -232,15 +233,15 @@ def _days(
     for start, end in zip(starts, [*starts[1:], len(frame)]):
         yield frame["line"].iat[start], str(np.datetime64(int(day[start]), "D")), slice(start, end)
 
-# %% ../nbs/lib/02_telemetry.ipynb #8aeafc16
+# %% ../nbs/lib/02_telemetry.ipynb #1e9b2299
 def _write_parts(
     frame: pd.DataFrame,  # telemetry
-    folder: Path,  # where `line=…/day=…` folders go
+    folder: Path,  # where the files go
 ) -> None:
-    "Write telemetry as files by line and day; a missing value is a null."
+    "Write telemetry as files by line and day, side by side; a missing value is a null."
     table = pa.table({name: pa.array(frame[name], from_pandas=True) for name in frame.columns if name != "line"})
-    with ThreadPoolExecutor(2) as pool:
-        done = [pool.submit(_write_part, table.slice(rows.start, rows.stop - rows.start), _part(folder, line, day))
+    with ThreadPoolExecutor(4) as pool:
+        done = [pool.submit(_write_part, table.slice(rows.start, rows.stop - rows.start), folder / _part(line, day).replace("/", ","))
                 for line, day, rows in _days(frame)]
     for one in done:
         one.result()
@@ -259,14 +260,14 @@ def _writing(
             shutil.rmtree(left)
         yield
 
-# %% ../nbs/lib/02_telemetry.ipynb #f68ae62c
+# %% ../nbs/lib/02_telemetry.ipynb #64e00b7f
 def _finish(
     folder: Path,  # the data set
 ) -> None:
     "Move the files of a publication into place."
     publishing = folder / _PUBLISHING
-    for path in sorted(p for p in publishing.rglob("*") if p.is_file()):
-        target = folder / path.relative_to(publishing)
+    for path in sorted(publishing.glob("*")):
+        target = folder / path.name.replace(",", "/")
         target.parent.mkdir(parents=True, exist_ok=True)
         path.replace(target)
     if publishing.exists():
@@ -340,10 +341,10 @@ def read_dataset(
         frame = frame[frame["timestamp"] < end]
     return frame.reset_index(drop=True)
 
-# %% ../nbs/lib/02_telemetry.ipynb #737af6b0
+# %% ../nbs/lib/02_telemetry.ipynb #bd51250b
 def _read_all(
     folder: Path,  # the data set
-    listed,  # function without arguments that lists the files to read
+    listed: Callable[[], dict[tuple[str, str], Path]],  # lists the files to read
     columns: Iterable[str] | None,  # wanted columns; None: all
 ) -> pd.DataFrame:  # telemetry
     "List and read files, again if a file moved meanwhile."
@@ -411,11 +412,11 @@ def _take_over(
     before, after = values[older], values[newer]
     return (before == after) | (before != before) & (after != after)
 
-# %% ../nbs/lib/02_telemetry.ipynb #334df34e
+# %% ../nbs/lib/02_telemetry.ipynb #69f963b8
 def _publish(
     new: pd.DataFrame,  # telemetry
     folder: Path,  # the data set
-    extras,  # function from a Change to {relative path: text}, published in the same moment
+    extras: Callable[[Change], dict[str, str]],  # function from a Change to {relative path: text}, published in the same moment
 ) -> Change:  # what it did
     "Add rows to a data set, all or nothing."
     with _writing(folder):
@@ -430,7 +431,7 @@ def _publish(
             _finish(folder)
     return change
 
-# %% ../nbs/lib/02_telemetry.ipynb #bb25b634
+# %% ../nbs/lib/02_telemetry.ipynb #2cb87a90
 def _stage(
     staged: Path,  # the hidden folder
     rows: list[pd.DataFrame],  # telemetry of whole days
@@ -441,8 +442,7 @@ def _stage(
     if rows:
         _write_parts(pd.concat(rows, ignore_index=True), staged)
     for name, text in files.items():
-        (staged / name).parent.mkdir(parents=True, exist_ok=True)
-        (staged / name).write_text(text, encoding="utf-8")
+        (staged / name.replace("/", ",")).write_text(text, encoding="utf-8")
 
 # %% ../nbs/lib/02_telemetry.ipynb #ac1bf517
 def write_dataset(
@@ -615,46 +615,60 @@ def read_time(
     except (ValueError, OverflowError):
         return None
 
-# %% ../nbs/lib/02_telemetry.ipynb #d922404f
-def _fits(
-    texts: pd.Series,  # object (rows,)
-    format: str,  # strptime codes, or ISO8601
-) -> pd.Series:  # bool (rows,), could it be written in this format?
-    "Is a text as long as its format of digits demands?"
-    if format == "ISO8601" or not re.fullmatch(r"(%[YmdHMSy])+", format):
-        return texts.notna() & ~texts.str.fullmatch(r"\s*\d{0,14}\s*").fillna(False).astype(bool)
-    return texts.str.len() == len(datetime.datetime(2000, 11, 22, 13, 44, 55).strftime(format))
+# %% ../nbs/lib/02_telemetry.ipynb #12d7c845
+def _digits_to_iso(
+    texts: pa.Array,  # string (rows,)
+    format: str,  # strptime codes
+) -> tuple[pa.Array, str]:  # the texts and their format, both rewritten if the format is one of digits alone
+    "Turn times of digits alone into ISO times; what does not fit becomes null."
+    codes = re.fullmatch(r"(?:%[YymdHMS])+", format) and format.replace("%", "")
+    if not codes or sorted(codes.upper().replace("S", "")) != ["D", "H", "M", "M", "Y"]:
+        return texts, format
+    pattern = "^" + "".join(r"(\d{4})" if code == "Y" else r"(\d\d)" for code in codes) + "$"
+    at = {code: f"\\{place}" for place, code in enumerate(codes, 1)}
+    year = at.get("Y") or f"20{at['y']}"
+    iso = f"{year}-{at['m']}-{at['d']} {at['H']}:{at['M']}:{at.get('S', '00')}"
+    fits = pc.match_substring_regex(texts, pattern)
+    return pc.replace_substring_regex(pc.if_else(fits, texts, None), pattern, iso), "%Y-%m-%d %H:%M:%S"
 
-# %% ../nbs/lib/02_telemetry.ipynb #8427ec8a
+# %% ../nbs/lib/02_telemetry.ipynb #5a4a44d3
 def _read_format(
-    texts: pd.Series,  # object (rows,), None where empty
+    texts: pa.Array,  # string (rows,), null where empty
     format: str,  # strptime codes, or ISO8601
 ) -> tuple[np.ndarray, np.ndarray]:  # datetime64[us] (rows,), NaT where it does not fit; bool (rows,): is it UTC already?
     "Times in the profile's format; a time with an offset becomes UTC."
-    fits = _fits(texts, format)
-    with_offset = texts.str.contains(r":\d\d.*(?:Z|[+-]\d\d(?::?\d\d)?)$", na=False).to_numpy(bool)
-    utc = with_offset & ("%z" in format or format == "ISO8601")
+    texts, format = _digits_to_iso(texts, format)
+    utc = np.zeros(len(texts), bool)
+    if "%z" in format or format == "ISO8601":
+        utc = _flags(pc.match_substring_regex(texts, r":\d\d.*(Z|[+-]\d\d(:?\d\d)?)$"))
+    fits = ~_flags(pc.match_substring_regex(texts, r"^\d*$")) & pc.is_valid(texts).to_numpy(False)
     times = np.full(len(texts), np.datetime64("NaT"), "datetime64[us]")
-    for group in (utc, ~utc):
-        chosen = texts[fits & group]
-        read = pd.to_datetime(chosen, format=format, errors="coerce", utc=True)
-        times[fits & group] = read.dt.tz_localize(None).to_numpy("datetime64[us]")
+    for group in (fits & utc, fits & ~utc):
+        read = pd.to_datetime(texts.filter(group).to_pandas().astype(object), format=format, errors="coerce", utc=True)
+        times[group] = read.dt.tz_localize(None).to_numpy("datetime64[us]")
     return times, utc & ~np.isnat(times)
 
-# %% ../nbs/lib/02_telemetry.ipynb #82c985f3
+
+def _flags(
+    values: pa.Array,  # bool (rows,), with nulls
+) -> np.ndarray:  # bool (rows,), False where null
+    "An answer per row."
+    return pc.fill_null(values, False).to_numpy(zero_copy_only=False)
+
+# %% ../nbs/lib/02_telemetry.ipynb #13732e15
 def _text_times(
-    texts: pd.Series,  # object (rows,), None where empty
+    texts: pa.Array,  # string (rows,), null where empty
     format: str,  # strptime codes, or ISO8601
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # datetime64[us] (rows,); bool: is it UTC; bool: read in another way
     "Times out of text."
     times, utc = _read_format(texts, format)
-    odd = np.flatnonzero(np.isnat(times) & texts.notna().to_numpy())
-    codes, distinct = pd.factorize(texts.iloc[odd])
-    read = np.array([read_time(str(text)) for text in distinct], "datetime64[us]")
-    times[odd] = read[codes]
+    odd = np.flatnonzero(np.isnat(times) & pc.is_valid(texts).to_numpy(False))
+    distinct = texts.take(pa.array(odd)).dictionary_encode()
+    read = np.array([read_time(text) for text in distinct.dictionary.to_pylist()], "datetime64[us]")
+    times[odd] = read[distinct.indices.to_numpy()]
     return times, utc, _mask(len(texts), odd) & ~np.isnat(times)
 
-# %% ../nbs/lib/02_telemetry.ipynb #978c7d68
+# %% ../nbs/lib/02_telemetry.ipynb #9560a86c
 def _times(
     values: pa.Array,  # the time column
     format: str,  # strptime codes, or ISO8601
@@ -667,8 +681,7 @@ def _times(
         return times, np.full(len(times), utc), np.zeros(len(times), bool)
     if pa.types.is_floating(values.type):
         values = values.cast(pa.int64(), safe=False)
-    texts = pc.utf8_trim_whitespace(values.cast(pa.string()))
-    return _text_times(texts.to_pandas().astype(object), format)
+    return _text_times(pc.utf8_trim_whitespace(values.cast(pa.string())), format)
 
 # %% ../nbs/lib/02_telemetry.ipynb #392f2c0f
 @dataclass
@@ -1324,7 +1337,7 @@ def _refuse_empty(
     if np.isnan(rows["values"][rows["why"] == 0, list(site.columns).index("hub_jobs")]).all():
         raise InputError(f"not one usable number in the target's column {site.columns['hub_jobs'].source!r}")
 
-# %% ../nbs/lib/02_telemetry.ipynb #e856f055
+# %% ../nbs/lib/02_telemetry.ipynb #01a6b4d1
 _DAMAGE = (EOFError, OSError, zlib.error, zipfile.BadZipFile, pa.ArrowInvalid, RuntimeError, KeyError, UnicodeError)
 
 
@@ -1334,10 +1347,18 @@ def _read_file(
     lines: dict[str, int],  # line -> its number; grows
 ) -> list[tuple[_File, dict[str, np.ndarray]]]:  # notes and rows, per table in the file
     "Read one file completely, or say in one sentence why not."
+    return _guarded(path, lambda: [(file, _read_rows(file, stretches, site, lines)) for file, stretches in _readings(path, site)])
+
+
+def _guarded(
+    path: Path,  # a file
+    work: Callable[[], Any],  # what reads it
+) -> Any:  # what the work returns
+    "Read a file; whatever is wrong with it becomes one sentence that names it."
     if not path.is_file():
         raise InputError("no such file", got=str(path), fix="check the path")
     try:
-        return [(file, _read_rows(file, stretches, site, lines)) for file, stretches in _readings(path, site)]
+        return work()
     except InputError as e:
         raise InputError(f"{path}: {e.what}", got=e.got, fix=e.fix) from None
     except _DAMAGE as e:
@@ -1703,3 +1724,259 @@ def import_nycflights(
         path = Path(folder) / "nycflights.csv"
         pa.csv.write_csv(pa.Table.from_pandas(nycflights_source(), preserve_index=False), path)
         return import_files(path, "nycflights", out)
+
+# %% ../nbs/lib/02_telemetry.ipynb #e10a659e
+_CONCEPTS = {
+    "hub": "hub hubroom 허브 허브룸", "upper": "upper up 상층 상부 위층", "lower": "lower low 하층 하부 아래층",
+    "neighbor": "neighbor neighbour 인접 인접동 이웃 옆동", "floor": "floor flr 층", "fab": "fab 팹",
+    "jobs": "jobs job 작업 건수 재공 물량", "commands": "commands command cmd 명령 지령", "queue": "queue que 대기 대기열 큐",
+    "storage": "storage stocker stk 스토커 보관 저장 창고", "level": "level lvl 수위", "used": "used use 사용 사용량",
+    "total": "total tot 전체 총", "util": "util utilization utilisation rate 가동률 사용률 점유율", "free": "free remain 여유 잔여 빈",
+    "slots": "slots slot room 슬롯 공간", "lifter": "lifter lft 리프터", "capacity": "capacity capa maxcapa 능력 용량",
+    "time": "time 시간 소요", "1min": "1min 1분", "4min": "4min 4분", "over": "over 초과", "oht": "oht vehicle 반송차",
+    "completed": "completed complete done 완료", "created": "created create 생성", "interfab": "interfab 동간 건물간",
+    "load": "load loading 적재", "delay": "delay 지연", "alt": "alt second 보조 (2)", "in": "inflow in 유입", "out": "outflow out 유출",
+}
+_WORDS = {word: concept for concept, words in _CONCEPTS.items() for word in words.split()}
+_WEIGHT = {"jobs": 0.4, "hub": 0.6, "in": 1.5, "out": 1.5, "slots": 0.5, "level": 0.5}
+
+# %% ../nbs/lib/02_telemetry.ipynb #b3b515b9
+def _pieces(
+    word: str,  # letters and digits without a blank
+) -> list[str]:  # concepts, in order
+    "The concepts of one word: known as a whole, nearly known, or made of known parts."
+    if word in _WORDS:
+        return [_WORDS[word]]
+    if near := difflib.get_close_matches(word, [w for w in _WORDS if len(w) > 3], n=1, cutoff=0.82):
+        return [_WORDS[near[0]]]
+    for size in range(len(word) - 1, 1, -1):  # the longest known beginning
+        if word[:size] in _WORDS and (size > 2 or not word.isascii()):
+            return [_WORDS[word[:size]], *_pieces(word[size:])]
+    return _pieces(word[1:]) if len(word) > 2 else []
+
+# %% ../nbs/lib/02_telemetry.ipynb #fb9b104e
+def concepts(
+    name: str,  # a column's name in whatever language
+) -> frozenset[str]:  # what it speaks of; `in` and `out` say which way jobs flow, seen from the hub
+    "What a column's name means."
+    said = re.sub(r"([a-z])([A-Z])", r"\1 \2", unicodedata.normalize("NFKC", name)).casefold()
+    words = re.findall(r"\(2\)|\d(?:min|분)|[^\W\d_]+", said)
+    found = [concept for word in words for concept in _pieces(word)]
+    sides = [i for i, concept in enumerate(found) if concept in ("upper", "lower", "neighbor")]
+    if sides and "hub" in found and not {"in", "out"} & set(found):
+        found.append("in" if sides[0] < found.index("hub") else "out")
+    return frozenset(found)
+
+# %% ../nbs/lib/02_telemetry.ipynb #2e2ad0f4
+def _likeness(
+    one: frozenset[str],  # concepts
+    other: frozenset[str],  # concepts
+) -> float:  # 0 to 1
+    "How much two names have in common, weighted by how much a concept says."
+    def weight(found):
+        return sum(_WEIGHT.get(concept, 1.0) for concept in found)
+    return 2 * weight(one & other) / max(weight(one) + weight(other), 1e-9)
+
+# %% ../nbs/lib/02_telemetry.ipynb #d46fc27e
+def _guess_layout(
+    head: bytes,  # the beginning of a file, whole lines
+    encodings: Iterable[str] = ("utf-8", "cp949", "euc-kr"),
+) -> _Layout:  # the most regular one
+    "How an unknown text file is written."
+    def regularity(layout_broken):
+        layout, broken = layout_broken
+        lines = head.decode(layout.encoding, "replace").split("\n")[:30]
+        alike = sum(len(_fields(line, layout.delimiter) or ()) == len(layout.names) for line in lines)
+        return -broken, alike * (len(layout.names) - 1), -layout.above
+    return max(_layouts(head, encodings), key=regularity)[0]
+
+# %% ../nbs/lib/02_telemetry.ipynb #b3d2013d
+def _sample_text(
+    path: Path,  # a text file, perhaps in .gz or .zip
+) -> tuple[list[str], list[list[str]]]:  # its columns; some rows, as text
+    "The beginning of a text file."
+    with open(path, "rb") as stream:
+        magic = stream.read(4)
+    with zipfile.ZipFile(path).open(zipfile.ZipFile(path).namelist()[0]) if magic == b"PK\3\4" else (
+            gzip.open(path) if magic[:2] == b"\x1f\x8b" else open(path, "rb")) as stream:
+        head = next(_blocks(_unmarked(stream)[1], io.BytesIO()))
+    layout = _guess_layout(head)
+    lines = head.decode(layout.encoding, "replace").split("\n")[layout.above + 1 : layout.above + 2001]
+    rows = [_fields(line, layout.delimiter) or [] for line in lines]
+    return layout.names, [row for row in rows if len(row) >= len(layout.names)]
+
+# %% ../nbs/lib/02_telemetry.ipynb #6b5da786
+def _sample(
+    path: Path,  # any file that can be imported
+) -> pd.DataFrame:  # up to 2,000 rows of text, None where empty
+    "The beginning of a file as text."
+    with open(path, "rb") as stream:
+        magic = stream.read(4)
+    if magic == b"PAR1":
+        frame = next(pq.ParquetFile(path).iter_batches(2000)).to_pandas()
+        names, rows = list(frame.columns), [[_cell_text(cell) for cell in row] for row in frame.itertuples(index=False)]
+    elif magic == b"PK\3\4" and "xl/workbook.xml" in zipfile.ZipFile(path).namelist():
+        names, rows = _sample_sheet(path)
+    else:
+        names, rows = _sample_text(path)
+    frame = pd.DataFrame([row[: len(names)] for row in rows], dtype=object)
+    return frame.set_axis(_unlike(names), axis=1) if len(frame) else pd.DataFrame(columns=_unlike(names))
+
+# %% ../nbs/lib/02_telemetry.ipynb #28cbbfdf
+def _sample_sheet(
+    path: Path,  # a workbook
+) -> tuple[list[str], list[list[str | None]]]:  # columns; some rows
+    "The beginning of a workbook's first sheet: its header is the first row with most cells filled."
+    import openpyxl
+
+    sheet = openpyxl.load_workbook(path, read_only=True, data_only=True).worksheets[0]
+    rows = [[_cell_text(cell) for cell in row] for row in sheet.iter_rows(max_row=2000, values_only=True)]
+    widths = [sum(cell is not None for cell in row) for row in rows]
+    header = widths.index(max(widths, default=0)) if rows else 0
+    return [cell or "" for cell in rows[header]] if rows else [], rows[header + 1 :]
+
+
+def _unlike(
+    names: Iterable[Any],  # columns of a file
+) -> list[str]:  # each name once; later ones of the same name are numbered
+    "Names that tell columns apart."
+    seen: Counter = Counter()
+    return [name if not (seen.update([name]) or seen[name] > 1) else f"{name} #{seen[name]}" for name in map(str, names)]
+
+# %% ../nbs/lib/02_telemetry.ipynb #d1d46fc4
+_FORMATS = ("%Y%m%d%H%M", "%Y%m%d%H%M%S", "ISO8601", "%Y/%m/%d %H:%M", "%Y/%m/%d %H:%M:%S", "%Y.%m.%d %H:%M", "%d.%m.%Y %H:%M", "%m/%d/%Y %H:%M")
+
+
+def _time_format(
+    texts: pd.Series,  # a column of text
+) -> tuple[float, str]:  # share of its values that are times; the format that reads most of them
+    "Is this the time, and how is it written?"
+    values = pa.array(texts.dropna().astype(str).str.strip(), pa.string())
+    if not len(values):
+        return 0.0, _FORMATS[0]
+    share = [float((~np.isnat(_read_format(values, format)[0])).mean()) for format in _FORMATS]
+    loose = float(np.mean([read_time(text) is not None for text in values.to_pylist()]))
+    best = int(np.argmax(share))
+    return max(share[best], 0.9 * loose), _FORMATS[best]
+
+# %% ../nbs/lib/02_telemetry.ipynb #64f5c571
+def _number_columns(
+    frame: pd.DataFrame,  # a sample as text
+) -> pd.DataFrame:  # the columns most of whose values are numbers, as numbers
+    "The columns that hold numbers."
+    found = {}
+    for name in frame.columns:
+        numbers = _text_numbers(pa.array(frame[name].tolist(), pa.string()))[0]
+        if np.isfinite(numbers).sum() > 0.5 * max(frame[name].notna().sum(), 1):
+            found[name] = numbers
+    return pd.DataFrame(found)
+
+
+def _line_column(
+    frame: pd.DataFrame,  # a sample as text
+    taken: set[str],  # columns with another use
+) -> str | None:  # the column that names the line
+    "The column of few different words that names the line, if there is one."
+    words = [name for name in frame.columns if name not in taken and 0 < frame[name].nunique() <= 20 and frame[name].notna().mean() > 0.9]
+    named = [name for name in words if re.search(r"line|hub|라인|허브|호기|설비|area|site", str(name), re.IGNORECASE)]
+    return next(iter(named), None)
+
+# %% ../nbs/lib/02_telemetry.ipynb #0dd5034e
+def _scale(
+    column: Column,  # of the schema
+    name: str,  # the source
+    values: pd.Series,  # a sample of it
+) -> float:  # factor onto the schema's unit
+    "A share written from 0 to 1, or a time in seconds, needs a factor."
+    if column.unit == "%" and values.max() <= 1:
+        return 100.0
+    seconds = column.unit == "min" and re.search(r"\bsec|_sec|\(s\)|초(?!과)", name, re.IGNORECASE)
+    return round(1 / 60, 6) if seconds else 1.0
+
+
+def _confidence(
+    column: Column,  # of the schema
+    name: str,  # the source
+    values: pd.Series,  # a sample of it
+) -> float:  # 0 to 1
+    "How likely a source is a column of the schema: by name, less if its values do not fit."
+    low, high = RANGES[column.unit]
+    inside = values.dropna().mul(_scale(column, name, values)).between(low, high).mean()
+    return _likeness(concepts(column.name), concepts(name)) * (inside if inside > 0.5 else 0.5 * inside)
+
+# %% ../nbs/lib/02_telemetry.ipynb #83b9ff49
+def _matches(
+    numbers: pd.DataFrame,  # sample of the columns with numbers
+    least: float = 0.6,  # confidence below which nothing is proposed
+) -> dict[str, tuple[str, float]]:  # canonical -> source, confidence
+    "The best source for every column, no source twice."
+    pairs = [(_confidence(column, name, numbers[name]), -place, column.name, name)
+             for place, column in enumerate(SCHEMA) for name in numbers]
+    found: dict[str, tuple[str, float]] = {}
+    for confidence, _, canonical, name in sorted(pairs, key=lambda pair: pair[:2], reverse=True):
+        if confidence >= least and canonical not in found and name not in {source for source, _ in found.values()}:
+            found[canonical] = name, confidence
+    return {name: found[name] for name in COLUMNS if name in found}
+
+# %% ../nbs/lib/02_telemetry.ipynb #858f52db
+def _column_lines(
+    numbers: pd.DataFrame,  # sample of the columns with numbers
+) -> Iterator[str]:  # lines of YAML
+    "The mapping, with how sure it is."
+    found = _matches(numbers)
+    if "hub_jobs" not in found and len(numbers.columns):
+        left = [name for name in numbers if name not in {source for source, _ in found.values()}]
+        found = {"hub_jobs": (next(iter(left), numbers.columns[0]), 0.0), **found}
+    for column in (column for column in SCHEMA if column.name in found):
+        name, confidence = found[column.name]
+        scale, source = _scale(column, name, numbers[name]), json.dumps(name, ensure_ascii=False)
+        said = source if scale == 1 else f"{{source: {source}, scale: {scale:g}}}"
+        sure = f"{confidence:.0%} sure" if confidence else "A GUESS, check"
+        yield f"  {column.name}: {said}  # {sure}; {_seen(numbers[name])}; {column.meaning}"
+    for name in (name for name in numbers if name not in {source for source, _ in found.values()}):
+        yield f"  # not matched: {json.dumps(name, ensure_ascii=False)}  # {_seen(numbers[name])}"
+    for column in (column for column in SCHEMA if column.name not in found):
+        yield f"  # no source: {column.name}  # {column.unit}; {column.meaning}"
+
+
+def _seen(
+    values: pd.Series,  # numbers
+) -> str:  # their range
+    "What was seen in a column."
+    return f"{values.min():g} to {values.max():g}" if values.notna().any() else "no value"
+
+# %% ../nbs/lib/02_telemetry.ipynb #d53ccab3
+def propose_site(
+    path: str | Path,  # a file whose columns are not known yet
+) -> str:  # YAML of a site profile, with comments for the person who completes it
+    "Draft a site profile for an unknown file."
+    frame = _guarded(Path(path), lambda: _sample(Path(path)))
+    judged = {name: _time_format(frame[name]) for name in frame.columns}
+    time = max(judged, key=lambda name: judged[name][0], default=None)
+    if time is None or judged[time][0] < 0.5:
+        raise InputError("no column of this file looks like a time", got=str(path), fix=f"its columns are {', '.join(frame.columns[:12])}")
+    numbers = _number_columns(frame.drop(columns=time))
+    if not len(numbers.columns):
+        raise InputError("no column of this file holds numbers", got=str(path), fix=f"its columns are {', '.join(frame.columns[:12])}")
+    return _draft(Path(path), time, judged[time], _line_column(frame, {time, *numbers}), numbers)
+
+# %% ../nbs/lib/02_telemetry.ipynb #4be3486b
+def _draft(
+    path: Path,  # the file
+    time: str,  # column of the time
+    judged: tuple[float, str],  # how sure that is, and its format
+    line: str | None,  # column of the line
+    numbers: pd.DataFrame,  # sample of the columns with numbers
+) -> str:  # YAML
+    "The profile's text."
+    korean = any("가" <= letter <= "힣" for name in numbers for letter in name)
+    shown = json.dumps(line, ensure_ascii=False)
+    return "\n".join([
+        f"# Drafted from the first {len(numbers)} rows of {path.name}. Check every line, complete it, then import with it.",
+        f"name: \"{re.sub(r'[^0-9a-z가-힣]+', '_', path.name.split('.')[0].lower()).strip('_') or 'site'}\"",
+        f"timezone: {'Asia/Seoul' if korean else 'UTC'}  # a guess: the zone of the file's times",
+        f"line: {{column: {shown}}}" if line else "line: HUB1  # no column names the line; give it a name",
+        f"time: {{column: {json.dumps(time, ensure_ascii=False)}, format: \"{judged[1]}\"}}  # {judged[0]:.0%} of the values fit",
+        "columns:", *_column_lines(numbers),
+        "# thresholds: {surge_level: …}  # jobs at the hub above which it is an event; all others default to the V8 site's",
+        "# gaps: {fill_up_to_min: 3, action: exclude}", ""])
