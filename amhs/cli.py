@@ -7,7 +7,7 @@ __all__ = ['app', 'CHECKS', 'main', 'show_table', 'parse_assignments', 'run', 's
            'check_python', 'check_packages', 'check_library', 'check_stages', 'check_folders', 'check_kernel',
            'check_machine', 'check_gpu', 'doctor']
 
-# %% ../nbs/lib/18_cli.ipynb #7284742c
+# %% ../nbs/lib/18_cli.ipynb #a044e06e
 import os, sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,16 +15,16 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from .core import AmhsError, InputError, ParameterError, project_root
+from .core import AmhsError, ParameterError, project_root
 
 # %% ../nbs/lib/18_cli.ipynb #9cbbf841
 app = typer.Typer(name="amhs", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help="Foresee congestion of a fab's material handling: run, simulate, import, check.",
                   epilog="Exit codes: 0 good, 1 error, 2 bad input or parameters, 3 a gate failed, 130 interrupted.")
 
-# %% ../nbs/lib/18_cli.ipynb #7870d3cc
+# %% ../nbs/lib/18_cli.ipynb #9e867277
 def main() -> None:
-    "Entry point: an error that names its remedy is shown without traceback."
+    "Entry point of `amhs`: an error that names its remedy is shown without traceback."
     try:
         app()
     except AmhsError as e:
@@ -61,26 +61,34 @@ def parse_assignments(
         found[name.strip()] = value.strip()
     return found
 
-# %% ../nbs/lib/18_cli.ipynb #72a0446f
+# %% ../nbs/lib/18_cli.ipynb #4b93ffb4
+_SETS = typer.Option("--set", metavar="STAGE.NAME=VALUE", help="Override a parameter; may be repeated.")
+_FIRST = typer.Option("--from", help="First stage to run; earlier ones come from the newest good run.")
+_WITHIN = typer.Option("--run", help="Go on in this run instead of a new one.")
+_PLAN = typer.Option("--plan", help="Only say what would run, with which parameters.")
+_TIMEOUT = typer.Option("--cell-timeout", help="Seconds a cell may take.")
+
+# %% ../nbs/lib/18_cli.ipynb #18d4aa30
 @app.command()
 def run(
-    pipeline: Annotated[str, typer.Argument(help="Which pipeline: develop.")] = "develop",
-    profile: Annotated[str, typer.Option(help="How big: smoke, demo or full.")] = "demo",
-    sets: Annotated[list[str], typer.Option("--set", help="Override a parameter, stage.name=value; may be repeated.")] = [],
-    first: Annotated[str | None, typer.Option("--from", help="First stage to run; earlier ones are taken from the newest good run.")] = None,
-    last: Annotated[str | None, typer.Option("--to", help="Last stage to run.")] = None,
-    within: Annotated[str | None, typer.Option("--run", help="Go on in this run instead of a new one.")] = None,
-    run_id: Annotated[str | None, typer.Option("--run-id", help="Name of the new run.")] = None,
-    plan: Annotated[bool, typer.Option("--plan", help="Only say what would run, with which parameters.")] = False,
-    timeout_s: Annotated[float | None, typer.Option("--cell-timeout", help="Seconds a cell may take.")] = None,
+    pipeline: Annotated[str, typer.Argument(help="Which pipeline: develop.")] = "develop",  # a name in PIPELINES
+    profile: Annotated[str, typer.Option(help="How big: smoke, demo or full.")] = "demo",  # a name in params/profiles
+    sets: Annotated[list[str] | None, _SETS] = None,  # "stage.name=value" each
+    first: Annotated[str | None, _FIRST] = None,  # a stage's name or number
+    last: Annotated[str | None, typer.Option("--to", help="Last stage to run.")] = None,  # a stage's name or number
+    within: Annotated[str | None, _WITHIN] = None,  # a run's id or its beginning
+    run_id: Annotated[str | None, typer.Option("--run-id", help="Name of the new run.")] = None,  # None: from clock and profile
+    plan: Annotated[bool, _PLAN] = False,  # starts no kernel
+    timeout_s: Annotated[float | None, _TIMEOUT] = None,  # None: for ever
 ) -> None:
     "Run a pipeline and leave its report in runs/."
     from amhs import runs
 
-    chosen = dict(pipeline=pipeline, profile=profile, sets=parse_assignments(sets), first=first, last=last, within=within)
+    chosen = (pipeline, profile, parse_assignments(sets or ()), first, last)
     if plan:
-        return _show_plan(runs.plan_run(**chosen))
-    result = runs.run_pipeline(**chosen, run_id=run_id, timeout_s=timeout_s)
+        _show_plan(runs.plan_run(*chosen, within=within))
+        return
+    result = runs.run_pipeline(*chosen, run_id=run_id, within=within, timeout_s=timeout_s)
     if result.exit_code in (1, 130):
         print(runs.failure_report(result), file=sys.stderr)
     else:
@@ -100,14 +108,14 @@ def _show_plan(plan: Any) -> None:
     values = [(s.stage.name, n, v) for s in plan.steps for n, v in s.params.model_dump(mode="json").items()]
     show_table([{"parameter": f"{s}.{n}", "value": v, "set by": changed.get((s, n), {}).get("from", "")} for s, n, v in values])
 
-# %% ../nbs/lib/18_cli.ipynb #2463866c
+# %% ../nbs/lib/18_cli.ipynb #a236ac66
 @app.command()
 def simulate(
-    days: Annotated[int, typer.Option(min=1, help="Days to simulate.")],
-    out: Annotated[Path, typer.Option(help="Folder of the data set to write.")],
-    seed: Annotated[int, typer.Option(min=0, help="Same seed, same rows.")] = 0,
-    scenario: Annotated[str, typer.Option(help="Traffic: normal, busy, lifter-outage, ...")] = "normal",
-    line: Annotated[str, typer.Option(help="Name of the line.")] = "HUB1",
+    days: Annotated[int, typer.Option(min=1, help="Days to simulate.")],  # 1,440 rows each
+    out: Annotated[Path, typer.Option(help="Folder of the data set to write.")],  # Parquet by line and day
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same rows.")] = 0,  # of every random number
+    scenario: Annotated[str, typer.Option(help="Traffic: normal, busy, lifter-outage, ...")] = "normal",  # a name in SCENARIOS
+    line: Annotated[str, typer.Option(help="Name of the line.")] = "HUB1",  # as in the column `line`
 ) -> None:
     "Simulate a hub and write its telemetry, with the truth beside it."
     from amhs.simulate import write_simulation
@@ -115,22 +123,27 @@ def simulate(
     write_simulation(out, days=days, seed=seed, scenario=scenario, line=line)
     print(f"Written: {out}")
 
-# %% ../nbs/lib/18_cli.ipynb #f538de91
+# %% ../nbs/lib/18_cli.ipynb #b24903e6
 @app.command("import")
 def import_(
-    files: Annotated[list[Path], typer.Argument(help="CSV (also gz, zip), Parquet or Excel files.")],
-    site: Annotated[str | None, typer.Option(help="Site profile: a name in params/sites, or a YAML file.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the data set to write.")] = None,
-    propose: Annotated[bool, typer.Option("--propose", help="Only draft a site profile for an unknown file.")] = False,
+    files: Annotated[list[Path], typer.Argument(help="CSV (also gz, zip), Parquet or Excel files.")],  # of one site
+    site: Annotated[str | None, typer.Option(help="Site profile: a name in params/sites, or a YAML file.")] = None,  # needed to import
+    out: Annotated[Path | None, typer.Option(help="Folder of the data set to write.")] = None,  # needed to import
+    propose: Annotated[bool, typer.Option("--propose", help="Only draft a site profile for an unknown file.")] = False,  # writes nothing
 ) -> None:
     "Import a site's own exports; every row is kept, repaired or dropped by rule, and counted."
     from amhs import telemetry
 
     if propose:
-        return print(telemetry.propose_site(files[0]))
+        print(telemetry.propose_site(files[0]))
+        return
     if not site or not out:
         raise ParameterError("an import needs --site and --out", fix="for an unknown file, begin with `amhs import --propose FILE`")
-    show_table([{"what": k, "rows": v} for k, v in telemetry.import_files(files, site, out).items()])
+    found = telemetry.import_files(files, site, out)
+    show_table(found.table().to_dict("records"), f"{found.rows_in:,} rows read into {out}")
+    for what, names in (("Not in these files", found.missing), ("Not in the profile", found.unknown)):
+        if names:
+            print(f"{what}: {', '.join(names)}")
 
 # %% ../nbs/lib/18_cli.ipynb #a8aec70e
 @app.command()
@@ -140,10 +153,10 @@ def stages() -> None:
 
     show_table(stage_rows())
 
-# %% ../nbs/lib/18_cli.ipynb #a34b6f9f
+# %% ../nbs/lib/18_cli.ipynb #5b29a257
 @app.command()
 def report(
-    run_id: Annotated[str | None, typer.Argument(help="A run's id or its beginning; none: the newest.")] = None,
+    run_id: Annotated[str | None, typer.Argument(help="A run's id or its beginning; none: the newest.")] = None,  # of `runs/`
 ) -> None:
     "Say how a run ended and where its page is."
     from amhs import runs
@@ -189,7 +202,7 @@ def _installed(name: str) -> str | None:
     except PackageNotFoundError:
         return None
 
-# %% ../nbs/lib/18_cli.ipynb #f548c725
+# %% ../nbs/lib/18_cli.ipynb #eaa7eaaa
 def check_packages() -> Check:
     "Are the packages those of the lock?"
     lock = project_root() / "requirements.lock"
@@ -200,17 +213,20 @@ def check_packages() -> Check:
     other = [f"{n} {_installed(n)} (lock: {v})" for n, v in wanted.items() if n not in lacking and _installed(n) != v]
     if lacking:
         return Check("fail", "packages", f"missing: {', '.join(lacking[:8])}", "remove .venv and run `make run` again")
-    return Check("warn" if other else "ok", "packages", "; ".join(other[:8]) or f"{len(wanted)} as locked", "remove .venv to get the locked ones" if other else "")
+    if other:
+        return Check("warn", "packages", "; ".join(other[:8]), "remove .venv and run `make run` to get the locked ones")
+    return Check("ok", "packages", f"{len(wanted)} as locked")
 
-# %% ../nbs/lib/18_cli.ipynb #6747668d
+# %% ../nbs/lib/18_cli.ipynb #ea93fcc7
 def check_library() -> Check:
     "Is the library what the notebooks export?"
     from amhs.runs import library_drift
 
-    said = library_drift()
-    return Check("fail" if said else "ok", "library", "; ".join(said[:6]) or "as exported from nbs/lib", "run `nbdev-export`; delete modules without a notebook" if said else "")
+    if said := library_drift():
+        return Check("fail", "library", "; ".join(said[:6]), "run `nbdev-export`; delete modules without a notebook")
+    return Check("ok", "library", "as exported from nbs/lib")
 
-# %% ../nbs/lib/18_cli.ipynb #167fca09
+# %% ../nbs/lib/18_cli.ipynb #9eb9f14c
 def check_stages() -> Check:
     "Do all stage notebooks have the parameters cell they need?"
     from amhs.runs import STAGES, check_notebook
@@ -221,9 +237,11 @@ def check_stages() -> Check:
             check_notebook(stage)
         except AmhsError as e:
             said.append(str(e))
-    return Check("fail" if said else "ok", "stages", " ".join(said[:4]) or f"{len(STAGES)} notebooks, parameters typed", "mend the parameters cells" if said else "")
+    if said:
+        return Check("fail", "stages", " ".join(said[:4]), "mend the parameters cells")
+    return Check("ok", "stages", f"{len(STAGES)} notebooks, parameters typed")
 
-# %% ../nbs/lib/18_cli.ipynb #9074a3b2
+# %% ../nbs/lib/18_cli.ipynb #fe24c49d
 def check_folders() -> Check:
     "Can data and runs be written?"
     import shutil
@@ -233,29 +251,35 @@ def check_folders() -> Check:
     where = [settings().data, settings().runs]
     above = [next(p for p in (folder, *folder.parents) if p.exists()) for folder in where]
     if bad := [str(p) for p in above if not os.access(p, os.W_OK)]:
-        return Check("fail", "folders", f"not writable: {', '.join(bad)}", "give yourself the right, or set AMHS_DATA and AMHS_RUNS to other places")
-    free_gb = min(shutil.disk_usage(p).free for p in above) / 1e9
-    return Check("ok" if free_gb > 2 else "warn", "folders", f"writable, {free_gb:,.0f} GB free", "" if free_gb > 2 else "a full run needs about 2 GB")
+        return Check("fail", "folders", f"not writable: {', '.join(bad)}", "give yourself the right, or set AMHS_DATA and AMHS_RUNS")
+    found = f"writable, {(free_gb := min(shutil.disk_usage(p).free for p in above) / 1e9):,.0f} GB free"
+    return Check("ok", "folders", found) if free_gb > 2 else Check("warn", "folders", found, "a full run needs about 2 GB")
 
-# %% ../nbs/lib/18_cli.ipynb #3efc1d62
+# %% ../nbs/lib/18_cli.ipynb #6b6bed49
 def check_kernel() -> Check:
     "Does a Jupyter kernel start?"
-    import subprocess, time
+    import subprocess, tempfile, time
 
     from jupyter_client.manager import KernelManager
 
-    began, manager = time.perf_counter(), KernelManager(kernel_name="python3", transport="ipc")
+    sockets = tempfile.TemporaryDirectory(prefix="amhs-")
+    manager = KernelManager(kernel_name="python3", transport="ipc", connection_file=f"{sockets.name}/kernel.json")
+    began = time.perf_counter()
     try:
         manager.start_kernel(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        manager.client().wait_for_ready(timeout=60)
+        client = manager.client()
+        client.start_channels()
+        client.wait_for_ready(timeout=60)
+        client.stop_channels()
     except Exception as e:  # whatever stops a kernel is what the user came to learn
         return Check("fail", "kernel", f"{type(e).__name__}: {e}", "remove .venv and run `make run` again")
     finally:
         if manager.has_kernel:
             manager.shutdown_kernel(now=True)
+        sockets.cleanup()
     return Check("ok", "kernel", f"starts in {time.perf_counter() - began:.1f} s")
 
-# %% ../nbs/lib/18_cli.ipynb #dcff1c5a
+# %% ../nbs/lib/18_cli.ipynb #cb20c01f
 def check_machine() -> Check:
     "Are there two cores and three gigabytes?"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -263,8 +287,10 @@ def check_machine() -> Check:
     limit = Path("/sys/fs/cgroup/memory.max")
     if limit.is_file() and (text := limit.read_text().strip()).isdigit():
         memory_gb = min(memory_gb, int(text) / 1e9)
-    enough = cores >= 2 and memory_gb >= 3
-    return Check("ok" if enough else "warn", "machine", f"{cores} cores, {memory_gb:.0f} GB memory", "" if enough else "the demo wants 2 cores and 3 GB; use --profile smoke")
+    found = f"{cores} cores, {memory_gb:.0f} GB memory"
+    if cores >= 2 and memory_gb >= 3:
+        return Check("ok", "machine", found)
+    return Check("warn", "machine", found, "the demo wants 2 cores and 3 GB; use --profile smoke")
 
 # %% ../nbs/lib/18_cli.ipynb #52dc415c
 def check_gpu() -> Check:

@@ -11,19 +11,23 @@ __all__ = ['STAGES', 'PIPELINES', 'GOOD', 'Deliverable', 'Stage', 'find_stage', 
            'RunResult', 'short_path', 'failure_report', 'recover', 'Reporter', 'LiveReporter', 'reporter',
            'run_pipeline']
 
-# %% ../nbs/lib/17_runs.ipynb #d408c9e7
-import ast, base64, contextlib, fcntl, html, importlib.metadata, json, logging, math, os, platform, re, shutil, signal, subprocess, sys, tempfile, time
+# %% ../nbs/lib/17_runs.ipynb #1225565e
+import ast, base64, contextlib, fcntl, html, importlib.metadata, json, logging, math, operator, os, platform, re
+import shutil, signal, subprocess, sys, tempfile, time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from fastcore.basics import patch
 
-from .config import PARAMS, StageParams, checked, load_params, load_profile, parse_sets, read_yaml, settings
-from .core import (AmhsError, InputError, ParameterError, StageError, atomic_path, nearest, project_root,
-                       read_json, sha256_file, sha256_json, sha256_tree, write_json)
+from .config import PARAMS, StageParams, checked, load_params, parse_sets, read_yaml, settings
+from amhs.core import (
+    InputError, ParameterError, StageError, atomic_path, nearest, project_root,
+    read_json, sha256_file, sha256_json, sha256_tree, write_json,
+)
 
 # %% ../nbs/lib/17_runs.ipynb #e89cfdb1
 @dataclass(frozen=True)
@@ -62,25 +66,25 @@ def notebook(self: Stage) -> str:
     "The stage's notebook, from the project's folder."
     return f"nbs/stages/{self.folder}.ipynb"
 
-# %% ../nbs/lib/17_runs.ipynb #47a09ebd
+# %% ../nbs/lib/17_runs.ipynb #ef04ab48
 STAGES: tuple[Stage, ...] = (
     Stage("01", "business", "Business definition", "비즈니스 정의", outputs=("business.json",),
           deliverables=(Deliverable("requirements", "Requirements definition", "요구사항 정의서"),
                         Deliverable("analysis_plan", "Analysis plan", "분석 계획서"))),
-    Stage("02", "poc", "Proof of concept", "PoC 모델 개발", inputs=("business",), outputs=("poc_model",),
-          deliverables=(Deliverable("feasibility", "Feasibility note", "타당성 검토서"),), gates=("skill",)),
-    Stage("03", "prototype", "Prototyping", "프로토타이핑", inputs=("business",), outputs=("prototype.json",),
-          deliverables=(Deliverable("prototype_fit", "Prototype fit report", "프로토타입 적합성 보고서"),), gates=("missing_share",)),
-    Stage("04", "data", "Data collection and review", "데이터 수집 및 검토", inputs=("business",), outputs=("dataset", "split.json"),
+    Stage("02", "poc", "Proof of concept", "PoC 모델 개발", ("business",), ("poc_model",), gates=("skill",),
+          deliverables=(Deliverable("feasibility", "Feasibility note", "타당성 검토서"),)),
+    Stage("03", "prototype", "Prototyping", "프로토타이핑", ("business",), ("prototype.json",), gates=("missing_share",),
+          deliverables=(Deliverable("prototype_fit", "Prototype fit report", "프로토타입 적합성 보고서"),)),
+    Stage("04", "data", "Data collection and review", "데이터 수집 및 검토", ("business",), ("dataset", "split.json"),
           deliverables=(Deliverable("data_card", "Data card of the labelled data set", "라벨링 데이터셋 카드"),),
           gates=("missing_share", "surge_share")),
-    Stage("05", "develop", "Data analysis and model development", "데이터 분석 및 모델개발", inputs=("business", "data"),
-          outputs=("choice.json",), deliverables=(Deliverable("metric_design", "Metric design", "평가지표설계서"),), reenter="data"),
-    Stage("06", "train", "Training and validation", "학습 및 검증", inputs=("business", "data", "develop"), outputs=("model",),
+    Stage("05", "develop", "Data analysis and model development", "데이터 분석 및 모델개발", ("business", "data"), ("choice.json",),
+          deliverables=(Deliverable("metric_design", "Metric design", "평가지표설계서"),), reenter="data"),
+    Stage("06", "train", "Training and validation", "학습 및 검증", ("business", "data", "develop"), ("model",),
           deliverables=(Deliverable("validation", "Validation result", "검증 결과"),), gates=("change_mae_ratio",), reenter="develop"),
-    Stage("07", "evaluate", "Evaluation and confirmation", "평가 및 확정", inputs=("business", "data", "develop", "train"),
-          outputs=("evaluation.json",), optional=("confirmed_model",),
-          deliverables=(Deliverable("experiment_report", "Experiment report", "모델 실험 결과서"),), reenter="develop"),
+    Stage("07", "evaluate", "Evaluation and confirmation", "평가 및 확정", ("business", "data", "develop", "train"),
+          ("evaluation.json",), optional=("confirmed_model",), reenter="develop",
+          deliverables=(Deliverable("experiment_report", "Experiment report", "모델 실험 결과서"),)),
 )
 
 # %% ../nbs/lib/17_runs.ipynb #27ff7f6c
@@ -195,7 +199,7 @@ def new_run(
             return Path(runs) / name
     raise StageError("too many runs in one second", got=stem)
 
-# %% ../nbs/lib/17_runs.ipynb #2ac47280
+# %% ../nbs/lib/17_runs.ipynb #fb66ef5c
 @contextlib.contextmanager
 def lock_run(
     folder: Path | str,  # a run's folder
@@ -205,7 +209,8 @@ def lock_run(
         try:
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise StageError("another process is working in this run", got=Path(folder).name, fix="wait for it, or start a run of its own") from None
+            raise StageError("another process is working in this run", got=Path(folder).name,
+                             fix="wait for it, or start a run of its own") from None
         yield Path(folder)
 
 # %% ../nbs/lib/17_runs.ipynb #64be568c
@@ -220,13 +225,13 @@ def stage_manifest(
     path = Path(run) / stage.folder / "manifest.json"
     return read_json(path) if path.is_file() else None
 
-# %% ../nbs/lib/17_runs.ipynb #aaae2529
+# %% ../nbs/lib/17_runs.ipynb #cdfc840e
 def list_runs(
     runs: Path | str | None = None,  # the folder of all runs; None: that of the settings
 ) -> list[Path]:  # newest first
     "The folders of all runs."
     found = Path(runs or settings().runs).glob("*/run.json")
-    return [p.parent for p in sorted(found, key=lambda p: (p.parent.name[:15], p.stat().st_mtime_ns), reverse=True)]
+    return [p.parent for p in sorted(found, key=lambda p: datetime.fromisoformat(read_json(p)["started"]), reverse=True)]
 
 # %% ../nbs/lib/17_runs.ipynb #f62ac29c
 def _home(run: Path, stage: Stage) -> Path | None:
@@ -269,7 +274,7 @@ def identify(
     "The identity of an artefact."
     return {"sha256": sha256_tree(path), "bytes": _size(Path(path))}
 
-# %% ../nbs/lib/17_runs.ipynb #5118dacb
+# %% ../nbs/lib/17_runs.ipynb #925a4e06
 def verified_outputs(
     run: Path | str,  # the run that holds them
     stage: Stage,  # the stage that wrote them
@@ -279,8 +284,8 @@ def verified_outputs(
     outputs = stage_manifest(run, stage)["outputs"]
     for name, known in outputs.items():
         if not (folder / name).exists() or identify(folder / name) != known:
-            raise InputError(f"artefact `{name}` of stage {stage.name} is not what that stage wrote", got=f"{Path(run).name}/{stage.folder}",
-                             fix=f"run stage {stage.name} again")
+            raise InputError(f"artefact `{name}` of stage {stage.name} is not what that stage wrote",
+                             got=f"{Path(run).name}/{stage.folder}", fix=f"run stage {stage.name} again")
     return outputs
 
 # %% ../nbs/lib/17_runs.ipynb #29b40717
@@ -333,9 +338,8 @@ def metric(
     _save_results(self)
     return _plain(value)
 
-# %% ../nbs/lib/17_runs.ipynb #446ce59d
-_OPS: dict[str, Callable] = {">=": lambda v, l: v >= l, "<=": lambda v, l: v <= l, ">": lambda v, l: v > l,
-                             "<": lambda v, l: v < l, "==": lambda v, l: v == l}
+# %% ../nbs/lib/17_runs.ipynb #f3dd61ca
+_OPS: dict[str, Callable] = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt, "==": operator.eq}
 
 # %% ../nbs/lib/17_runs.ipynb #a3ff455d
 @patch
@@ -369,7 +373,7 @@ def gates(
     rows = [{**g, "verdict": "pass" if g["passed"] else "FAIL"} for g in self.gate_list]
     return pd.DataFrame(rows, columns=["name", "value", "op", "limit", "verdict", "why"]).set_index("name")
 
-# %% ../nbs/lib/17_runs.ipynb #4a2faf59
+# %% ../nbs/lib/17_runs.ipynb #23a0e91c
 @patch
 def output(
     self: StageRun,
@@ -378,11 +382,12 @@ def output(
     "Where an artefact of this stage goes."
     declared = (*self.stage.outputs, *self.stage.optional)
     if artefact not in declared:
-        raise StageError(f"stage {self.stage.name} declares no such artefact", got=artefact, fix=f"it declares {', '.join(declared) or 'none'}")
+        raise StageError(f"stage {self.stage.name} declares no such artefact", got=artefact,
+                         fix=f"it declares {', '.join(declared) or 'none'}; see STAGES")
     (self.folder / "artefacts").mkdir(exist_ok=True)
     return self.folder / "artefacts" / artefact
 
-# %% ../nbs/lib/17_runs.ipynb #e6b7889b
+# %% ../nbs/lib/17_runs.ipynb #aa07269f
 @patch
 def input(
     self: StageRun,
@@ -391,7 +396,8 @@ def input(
 ) -> Path:  # a file or folder to read
     "An artefact of an earlier stage."
     if stage not in self.sources:
-        raise StageError(f"stage {self.stage.name} does not read from that stage", got=stage, fix=f"it may read from {', '.join(self.stage.inputs) or 'none'}; see STAGES")
+        raise StageError(f"stage {self.stage.name} does not read from that stage", got=stage,
+                         fix=f"it may read from {', '.join(self.stage.inputs) or 'none'}; see STAGES")
     folder = (self.folder / self.sources[stage]).resolve()
     if not (folder / artefact).exists():
         there = sorted(p.name for p in folder.glob("*")) or ["nothing"]
@@ -410,13 +416,13 @@ def skip(
     self.skipped = reason
     _save_results(self)
 
-# %% ../nbs/lib/17_runs.ipynb #5098651b
+# %% ../nbs/lib/17_runs.ipynb #af38c4ae
 def _cell_text(value: Any) -> str:
     "A table cell for people: numbers short, bars escaped."
     value = _plain(value)
     if isinstance(value, float):
         value = f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
-    return ("–" if value is None else str(value)).replace("|", "\\|").replace("\n", " ")
+    return "–" if value is None else " ".join(str(value).split()).replace("|", "\\|")
 
 # %% ../nbs/lib/17_runs.ipynb #0959de4c
 def markdown_table(
@@ -440,27 +446,39 @@ def markdown_html(
     tables = MarkdownIt("js-default").render(text)
     return tables.replace("<table>", '<div class="scroll"><table>').replace("</table>", "</table></div>")
 
-# %% ../nbs/lib/17_runs.ipynb #fdab7a63
+# %% ../nbs/lib/17_runs.ipynb #b1377bc4
 _CSS = """
-:root{color-scheme:light dark;--bg:#fff;--ink:#1c2430;--soft:#5b6675;--line:#dde3ea;--card:#f6f8fa;--link:#0b5cad;
- --good:#17733c;--goodbg:#e2f4e8;--bad:#a8201a;--badbg:#fbe5e3;--warn:#845400;--warnbg:#fbf0d7;--idle:#5b6675;--idlebg:#e9edf1}
-@media (prefers-color-scheme:dark){:root{--bg:#12161c;--ink:#dfe5ec;--soft:#97a3b2;--line:#2c3541;--card:#1a2029;--link:#74b3f7;
- --good:#6fd394;--goodbg:#173524;--bad:#ff8f86;--badbg:#43201e;--warn:#ecc06b;--warnbg:#3c2f14;--idle:#97a3b2;--idlebg:#252d37}}
-*{box-sizing:border-box}body{margin:0;background:var(--bg);color:var(--ink);-webkit-text-size-adjust:100%;
- font:16px/1.6 system-ui,-apple-system,"Segoe UI",Roboto,"Noto Sans KR","Noto Sans CJK KR","Malgun Gothic","Apple SD Gothic Neo",sans-serif}
-main{max-width:60rem;margin:0 auto;padding:1.5rem 1.1rem 4rem}a{color:var(--link)}h1,h2,h3{line-height:1.25;margin:1.8em 0 .5em}
-h1{font-size:1.75rem;margin-top:.2em}h2{font-size:1.3rem}h3{font-size:1.08rem}p,ul,ol{margin:.6em 0}small,.soft{color:var(--soft)}
-.scroll{overflow-x:auto;margin:.8em 0}table{border-collapse:collapse;font-size:.92rem;font-variant-numeric:tabular-nums}
-th,td{padding:.34rem .7rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}th{font-weight:600;border-bottom:2px solid var(--line)}
-img{max-width:100%;height:auto;background:#fff;border-radius:6px}pre,code{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;font-size:.86rem}
-pre{overflow-x:auto;margin:0;padding:.7rem .9rem;background:var(--card);border-radius:6px;line-height:1.45}p code,td code,li code{background:var(--card);padding:.1em .35em;border-radius:4px}
-.badge{display:inline-block;padding:.05rem .6rem;border-radius:1rem;font-size:.85rem;font-weight:600;white-space:nowrap;color:var(--idle);background:var(--idlebg)}
-.good{color:var(--good);background:var(--goodbg)}.bad{color:var(--bad);background:var(--badbg)}.warn{color:var(--warn);background:var(--warnbg)}
-blockquote{margin:.8em 0;padding:.1em 1em;border-left:3px solid var(--line);color:var(--soft)}nav{font-size:.92rem}
-@media print{body{font-size:11pt}main{max-width:none}a{color:inherit}}
+:root { color-scheme: light dark;
+  --bg: #fff; --ink: #1c2430; --soft: #5b6675; --line: #dde3ea; --card: #f6f8fa; --link: #0b5cad; --idle: #5b6675; --idlebg: #e9edf1;
+  --good: #17733c; --goodbg: #e2f4e8; --bad: #a8201a; --badbg: #fbe5e3; --warn: #845400; --warnbg: #fbf0d7 }
+@media (prefers-color-scheme: dark) { :root {
+  --bg: #12161c; --ink: #dfe5ec; --soft: #97a3b2; --line: #2c3541; --card: #1a2029; --link: #74b3f7; --idle: #97a3b2; --idlebg: #252d37;
+  --good: #6fd394; --goodbg: #173524; --bad: #ff8f86; --badbg: #43201e; --warn: #ecc06b; --warnbg: #3c2f14 } }
+* { box-sizing: border-box }
+body { margin: 0; background: var(--bg); color: var(--ink); -webkit-text-size-adjust: 100%; font: 16px/1.6 system-ui, -apple-system,
+  "Segoe UI", Roboto, "Noto Sans KR", "Noto Sans CJK KR", "Malgun Gothic", "Apple SD Gothic Neo", sans-serif }
+main { max-width: 60rem; margin: 0 auto; padding: 1.5rem 1.1rem 4rem }
+h1, h2, h3 { line-height: 1.25; margin: 1.8em 0 .5em }
+h1 { font-size: 1.75rem; margin-top: .2em }  h2 { font-size: 1.3rem }  h3 { font-size: 1.08rem }
+p, ul, ol { margin: .6em 0 }  a { color: var(--link) }  small, .soft { color: var(--soft) }  nav { font-size: .92rem }
+.scroll { overflow-x: auto; margin: .8em 0 }
+table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums }
+th, td { padding: .34rem .7rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top }
+th { font-weight: 600; border-bottom: 2px solid var(--line) }
+img { max-width: 100%; height: auto; background: #fff; border-radius: 6px }
+pre, code { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; font-size: .86rem }
+pre { overflow-x: auto; margin: 0; padding: .7rem .9rem; background: var(--card); border-radius: 6px; line-height: 1.45 }
+p code, td code, li code { background: var(--card); padding: .1em .35em; border-radius: 4px }
+blockquote { margin: .8em 0; padding: .1em 1em; border-left: 3px solid var(--line); color: var(--soft) }
+.badge { padding: .05rem .6rem; border-radius: 1rem; font-size: .85rem; font-weight: 600; white-space: nowrap;
+  color: var(--idle); background: var(--idlebg) }
+.good { color: var(--good); background: var(--goodbg) }  .bad { color: var(--bad); background: var(--badbg) }
+.warn { color: var(--warn); background: var(--warnbg) }
+@media (max-width: 40rem) { .scroll table { width: max-content; max-width: 56rem } }
+@media print { body { font-size: 11pt }  main { max-width: none }  a { color: inherit } }
 """
 
-# %% ../nbs/lib/17_runs.ipynb #8c425750
+# %% ../nbs/lib/17_runs.ipynb #900bb908
 def page(
     title: str,  # of the browser's tab
     body: str,  # HTML
@@ -468,8 +486,9 @@ def page(
     lang: str = "en",  # language of the text
 ) -> str:  # a whole HTML document that needs nothing else
     "Put a page around HTML."
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{html.escape(title)}</title>'
-    return f'<!doctype html>\n<html lang="{lang}"><head>{head}<style>{_CSS}{css}</style></head>\n<body><main>\n{body}\n</main></body></html>\n'
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
+    head += f"<title>{html.escape(title)}</title><style>{_CSS}{css}</style>"
+    return f'<!doctype html>\n<html lang="{lang}"><head>{head}</head>\n<body><main>\n{body}\n</main></body></html>\n'
 
 # %% ../nbs/lib/17_runs.ipynb #f496e07d
 def _embed_pictures(text: str, folder: Path) -> str:
@@ -489,10 +508,11 @@ def _block(block: Any, picture: Path) -> str:
     text = markdown_table(block) if hasattr(block, "itertuples") else str(block)
     return text + (f"\n\n*{caption}*" if caption else "")
 
-# %% ../nbs/lib/17_runs.ipynb #dc16aa84
+# %% ../nbs/lib/17_runs.ipynb #f4c51327
 def _document_head(run: StageRun, title: str, title_ko: str) -> str:
     "The opening of a document."
-    return f"# {title} ({title_ko})\n\n*Stage {run.stage.number} {run.stage.title} · run {run.run_id} · {run.started[:16].replace('T', ' ')}*"
+    where = f"Stage {run.stage.number} {run.stage.title} · run {run.run_id} · {run.started[:16].replace('T', ' ')}"
+    return f"# {title} ({title_ko})\n\n*{where}*"
 
 # %% ../nbs/lib/17_runs.ipynb #e5e6a796
 @patch
@@ -522,14 +542,15 @@ def _undelivered(run: StageRun) -> list[str]:
     owed += [f"document {d.name}" for d in run.stage.deliverables if d.name not in run.documents]
     return owed + [f"gate {g}" for g in run.stage.gates if g not in {x["name"] for x in run.gate_list}]
 
-# %% ../nbs/lib/17_runs.ipynb #e5bc04ef
+# %% ../nbs/lib/17_runs.ipynb #a60893f6
 @patch
 def finish(
     self: StageRun,
 ) -> "pd.DataFrame":  # what was handed over, to show
     "Close the stage; fails if a declared artefact, document or gate is missing."
     if owed := [] if self.skipped else _undelivered(self):
-        raise StageError(f"stage {self.stage.name} did not hand over {', '.join(owed)}", fix="write it before run.finish(), or change STAGES")
+        raise StageError(f"stage {self.stage.name} did not hand over {', '.join(owed)}",
+                         fix="write it before run.finish(), or change STAGES")
     self.outputs = {p.name: identify(p) for p in sorted((self.folder / "artefacts").glob("[!.]*"))}
     self.finished = True
     _save_results(self)
@@ -564,7 +585,7 @@ def _scratch(stage: Stage) -> tuple[Path, dict]:
     sources = {n: f"../../{home}/{find_stage(n).folder}/artefacts" for n, home in homes.items()}
     return folder, {"run_id": "scratch", "sources": sources, "started": local_now().isoformat()}
 
-# %% ../nbs/lib/17_runs.ipynb #c8ff13ec
+# %% ../nbs/lib/17_runs.ipynb #8db257c8
 def _given(stage: Stage, params: StageParams, folder: Path) -> dict:
     "What the runner decided for this stage, after checking that it is this stage with these parameters."
     given = read_json(folder / "stage.json")
@@ -572,7 +593,8 @@ def _given(stage: Stage, params: StageParams, folder: Path) -> dict:
         raise StageError(f"this notebook begins stage {stage.name}, the runner runs {given['stage']}")
     here = json.loads(params.model_dump_json())
     if other := [f"{n}: {here[n]!r}, not {v!r}" for n, v in given["parameters"].items() if here[n] != v]:
-        raise StageError(f"the notebook's parameters are not the run's ({'; '.join(other)})", fix="assign parameters nowhere but in the parameters cell")
+        raise StageError(f"the notebook's parameters are not the run's ({'; '.join(other)})",
+                         fix="assign parameters nowhere but in the parameters cell")
     return given
 
 # %% ../nbs/lib/17_runs.ipynb #60939676
@@ -607,7 +629,8 @@ def code_state(
     commit = _git(root, "rev-parse", "HEAD")
     return {"commit": commit, "dirty": bool(_git(root, "status", "--porcelain")) if commit else None}
 
-# %% ../nbs/lib/17_runs.ipynb #aed66ab9
+# %% ../nbs/lib/17_runs.ipynb #eb431fea
+@cache
 def _imported(source: str) -> set[str]:
     "Names of amhs modules that Python source imports; `import amhs` alone names none."
     found = set()
@@ -625,19 +648,19 @@ def _notebook_source(notebook: Path) -> str:
     code = "\n".join(c["source"] for c in read_cells(notebook) if c["cell_type"] == "code")
     return "\n".join("" if line.lstrip().startswith(("%", "!")) else line for line in code.split("\n"))
 
-# %% ../nbs/lib/17_runs.ipynb #cb4cc556
+# %% ../nbs/lib/17_runs.ipynb #cfed5ba3
 def reachable_modules(
     notebook: Path | str,  # a stage notebook
 ) -> dict[str, str]:  # module name -> SHA-256 of its file
     "The library modules a notebook can reach by imports, and their contents."
     package = Path(__file__).parent if "__file__" in globals() else project_root() / "amhs"
-    found, ahead = {}, _imported(_notebook_source(Path(notebook)))
+    found, ahead = {}, set(_imported(_notebook_source(Path(notebook))))
     while ahead:
         name = ahead.pop()
         path = package / f"{name}.py"
         if name not in found and path.is_file():
             found[name] = sha256_file(path)
-            ahead |= _imported(path.read_text(encoding="utf-8"))
+            ahead = ahead | _imported(path.read_text(encoding="utf-8"))
     return dict(sorted(found.items()))
 
 # %% ../nbs/lib/17_runs.ipynb #8f2bed3e
@@ -730,14 +753,7 @@ def _between(names: tuple[str, ...], first: str | None, last: str | None) -> tup
         raise ParameterError(f"stage {first} comes after stage {last}", fix=f"the order is {', '.join(names)}")
     return names[start:end + 1]
 
-# %% ../nbs/lib/17_runs.ipynb #595bc5c1
-def _step(stage: Stage, profile: str, sets: Mapping[str, Any]) -> Step:
-    "A stage with its parameters resolved, its notebook checked."
-    params = load_params(stage.name, profile, sets)
-    check_notebook(stage)
-    return Step(stage, params, _overridden(stage, params, profile, sets))
-
-# %% ../nbs/lib/17_runs.ipynb #740a648b
+# %% ../nbs/lib/17_runs.ipynb #b28a9cec
 def plan_run(
     pipeline: str = "develop",  # a name in `PIPELINES`
     profile: str = "demo",  # smoke, demo or full
@@ -749,12 +765,13 @@ def plan_run(
     "Resolve and check everything a run needs before anything starts."
     if pipeline not in PIPELINES:
         raise ParameterError("no such pipeline", got=pipeline, fix=f"use one of {', '.join(nearest(pipeline, PIPELINES))}")
-    names = _between(PIPELINES[pipeline], first, last)
-    load_params(names[0], profile, sets)  # an unknown profile or stage is reported before notebooks are read
-    steps = tuple(_step(find_stage(n), profile, sets or {}) for n in names)
-    needed = dict.fromkeys(find_stage(i).name for s in steps for i in s.stage.inputs if i not in names)
+    stages, sets = [find_stage(n) for n in _between(PIPELINES[pipeline], first, last)], dict(sets or {})
+    typed = {s: load_params(s.name, profile, sets) for s in stages}
+    for stage in stages:
+        check_notebook(stage)
+    needed = dict.fromkeys(i for s in stages for i in s.inputs if i not in {x.name for x in stages})
     sources = _checked_sources([find_stage(n) for n in needed], within)
-    return Plan(pipeline, profile, dict(sets or {}), steps, sources)
+    return Plan(pipeline, profile, sets, tuple(Step(s, p, _overridden(s, p, profile, sets)) for s, p in typed.items()), sources)
 
 # %% ../nbs/lib/17_runs.ipynb #dcebde5b
 def _checked_sources(needed: list[Stage], within: str | None) -> dict[str, str]:
@@ -765,7 +782,7 @@ def _checked_sources(needed: list[Stage], within: str | None) -> dict[str, str]:
         verified_outputs(runs / sources[stage.name], stage)
     return sources
 
-# %% ../nbs/lib/17_runs.ipynb #94fd7461
+# %% ../nbs/lib/17_runs.ipynb #2f99f592
 def find_run(
     run_id: str | None = None,  # a run's id, or its beginning if that is unique; None: the newest run
 ) -> Path:  # its folder
@@ -774,16 +791,18 @@ def find_run(
     found = [p for p in known if p.name == run_id] or [p for p in known if not run_id or p.name.startswith(run_id)]
     if not found or (run_id and len(found) > 1):
         some = ", ".join(nearest(run_id, [p.name for p in found or known])[:3]) if run_id and known else ""
-        raise ParameterError("which run?" if found else "no such run", got=run_id, fix=f"use one of {some}" if some else "start one with `amhs run develop`")
+        fix = f"use one of {some}" if some else "start one with `amhs run develop`"
+        raise ParameterError("which run?" if found else "no such run", got=run_id, fix=fix)
     return found[0]
 
-# %% ../nbs/lib/17_runs.ipynb #2c8ef710
+# %% ../nbs/lib/17_runs.ipynb #5f604d46
 def plan_table(
     plan: Plan,  # from `plan_run`
 ) -> list[dict]:  # per stage: #, stage, action, why, parameters that differ from the defaults
     "A plan as rows for people."
     def changed(step): return ", ".join(f"{n}={o['value']} ({o['from']})" for n, o in step.overridden.items())
-    return [{"#": s.stage.number, "stage": s.stage.name, "action": s.action, "why": s.why, "differs from params/": changed(s) or "–"} for s in plan.steps]
+    return [{"#": s.stage.number, "stage": s.stage.name, "action": s.action, "why": s.why, "differs from params/": changed(s) or "–"}
+            for s in plan.steps]
 
 # %% ../nbs/lib/17_runs.ipynb #780042f8
 @dataclass
@@ -841,15 +860,15 @@ def after(
         if peak := re.search(r"VmHWM:\s+(\d+) kB", status):
             self.peak_memory_mb = max(self.peak_memory_mb, round(int(peak[1]) / 1024, 1))
 
-# %% ../nbs/lib/17_runs.ipynb #224403e9
+# %% ../nbs/lib/17_runs.ipynb #99a675b8
 def _client() -> type:
     "papermill's notebook client with our watch."
     from papermill.clientwrap import PapermillNotebookClient
 
     class Client(PapermillNotebookClient):
         def create_kernel_manager(self):
-            self.km = super().create_kernel_manager()
-            self.km.transport = "ipc"
+            super().create_kernel_manager()
+            self.km.transport, self.km.connection_file = "ipc", f"{self.sockets}/kernel.json"
             return self.km
 
         def execute_cell(self, cell, cell_index, **kw):
@@ -862,7 +881,7 @@ def _client() -> type:
 
     return Client
 
-# %% ../nbs/lib/17_runs.ipynb #f9fd3ddd
+# %% ../nbs/lib/17_runs.ipynb #deea30f4
 def _engine() -> type:
     "papermill's engine with our client."
     from papermill.engines import NBClientEngine
@@ -876,8 +895,8 @@ def _engine() -> type:
         @classmethod
         def execute_managed_notebook(cls, nb_man, kernel_name, watch, start_timeout, execution_timeout=None, **kw):
             client = _client()(nb_man, kernel_name=kernel_name, startup_timeout=start_timeout, timeout=execution_timeout)
-            client.watch = watch
-            with open(watch.folder / "kernel.log", "ab") as log_file:
+            with tempfile.TemporaryDirectory(prefix="amhs-") as sockets, open(watch.folder / "kernel.log", "ab") as log_file:
+                client.watch, client.sockets = watch, sockets
                 client.execute(env={**os.environ, "AMHS_STAGE_DIR": str(watch.folder)}, stdout=log_file, stderr=log_file)
 
     return Engine
@@ -969,21 +988,38 @@ def _straighten(nb: Path, stage: Stage, ran: list[str]) -> None:
     with atomic_path(nb) as new:
         new.write_text(json.dumps(book, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
-# %% ../nbs/lib/17_runs.ipynb #b0f9ebd5
+# %% ../nbs/lib/17_runs.ipynb #a9b3393c
 _NOTEBOOK_CSS = """
-main{max-width:66rem}.cell{margin:.9rem 0}.input_area{border-left:3px solid var(--line)}.output_subarea{margin:.5rem 0;overflow-x:auto}
-.prompt{font:.72rem ui-monospace,monospace;color:var(--soft);margin-top:.3rem}.output_prompt,.prompt:empty,.anchor-link{display:none}
-.celltag_injected-parameters .input_area{border-left-color:var(--warn)}.output_stream pre{background:none;padding:.2rem 0}
-.output_error pre{background:var(--badbg);border-left:3px solid var(--bad)}.output_stderr pre{color:var(--soft)}
-table.dataframe{border:0}table.dataframe th,table.dataframe td{text-align:right!important;border-width:0 0 1px}
-table.dataframe tbody th{font-weight:500;text-align:left!important}.highlight pre{white-space:pre}
-header{display:flex;flex-wrap:wrap;gap:.3rem 1rem;align-items:baseline;border-bottom:1px solid var(--line);padding-bottom:.6rem;margin-bottom:1.2rem;font-size:.92rem}
-.ansi-red-fg,.ansi-red-intense-fg{color:var(--bad)}.ansi-green-fg{color:var(--good)}.ansi-yellow-fg{color:var(--warn)}.ansi-bold{font-weight:600}
-.k,.kn,.ow,.kc,.kd{color:#8a3ea1}.s1,.s2,.sa,.si,.sd,.se{color:#1e6f3e}.c1,.cm{color:var(--soft);font-style:italic}.mi,.mf{color:#9a4f00}.nb,.bp{color:#0b5cad}
-@media (prefers-color-scheme:dark){.k,.kn,.ow,.kc,.kd{color:#d59be8}.s1,.s2,.sa,.si,.sd,.se{color:#7fcf9c}.mi,.mf{color:#e8a25c}.nb,.bp{color:#74b3f7}}
+main { max-width: 66rem }  .cell { margin: .9rem 0 }  .output_subarea { margin: .5rem 0; overflow-x: auto }
+header { display: flex; flex-wrap: wrap; gap: .3rem 1rem; align-items: baseline; font-size: .92rem;
+  border-bottom: 1px solid var(--line); padding-bottom: .6rem; margin-bottom: 1.2rem }
+.input_area { border-left: 3px solid var(--line) }  .highlight pre { white-space: pre }
+.prompt { font: .72rem ui-monospace, monospace; color: var(--soft); margin-top: .3rem }
+.output_prompt, .prompt:empty, .anchor-link, .celltag_injected-parameters { display: none }
+.celltag_papermill-error-cell-tag { color: var(--bad); font-weight: 600 }
+.output_stream pre { background: none; padding: .2rem 0 }  .output_stderr pre { color: var(--soft) }
+.output_error pre { background: var(--badbg); border-left: 3px solid var(--bad) }
+table.dataframe { border: 0 }  table.dataframe th, table.dataframe td { text-align: right !important; border-width: 0 0 1px }
+table.dataframe tbody th { font-weight: 500; text-align: left !important }
+.ansi-red-fg, .ansi-red-intense-fg { color: var(--bad) }  .ansi-green-fg { color: var(--good) }  .ansi-yellow-fg { color: var(--warn) }
+.ansi-bold { font-weight: 600 }  .c1, .cm { color: var(--soft); font-style: italic }
+.k, .kn, .ow, .kc, .kd { color: #8a3ea1 }  .s1, .s2, .sa, .si, .sd, .se { color: #1e6f3e }
+.mi, .mf { color: #9a4f00 }  .nb, .bp { color: #0b5cad }
+@media (prefers-color-scheme: dark) { .k, .kn, .ow, .kc, .kd { color: #d59be8 }  .s1, .s2, .sa, .si, .sd, .se { color: #7fcf9c }
+  .mi, .mf { color: #e8a25c }  .nb, .bp { color: #74b3f7 } }
 """
 
-# %% ../nbs/lib/17_runs.ipynb #460e4f5e
+# %% ../nbs/lib/17_runs.ipynb #cdaa0437
+@cache
+def _exporter() -> "HTMLExporter":
+    "nbconvert's exporter; made once, because its templates take time to compile."
+    from nbconvert import HTMLExporter
+
+    exporter = HTMLExporter(template_name="basic", embed_images=True)
+    exporter.log.setLevel(logging.ERROR)
+    return exporter
+
+# %% ../nbs/lib/17_runs.ipynb #f3cf75cd
 def notebook_html(
     nb: Path | str,  # an executed notebook
     title: str,  # of the page
@@ -991,29 +1027,48 @@ def notebook_html(
 ) -> str:  # a page that needs nothing else
     "Render an executed notebook as one offline page."
     import nbformat
-    from nbconvert import HTMLExporter
 
-    exporter = HTMLExporter(template_name="basic", embed_images=True)
-    exporter.log.setLevel(logging.ERROR)
-    body, _ = exporter.from_notebook_node(nbformat.read(str(nb), as_version=4))
+    body, _ = _exporter().from_notebook_node(nbformat.read(str(nb), as_version=4))
     return page(title, head + body.replace('alt="No description has been provided for this image"', 'alt="figure"'), _NOTEBOOK_CSS)
+
+# %% ../nbs/lib/17_runs.ipynb #9c82ae3a
+def _tag(name: str, *inside: str, **attributes: str) -> str:
+    "An HTML element around HTML; `class_` becomes `class`."
+    written = "".join(f' {k.rstrip("_")}="{html.escape(v)}"' for k, v in attributes.items())
+    return f"<{name}{written}>{''.join(inside)}</{name}>"
+
+# %% ../nbs/lib/17_runs.ipynb #63ade3db
+def _link(href: str, text: str) -> str:
+    "A link around plain text."
+    return _tag("a", html.escape(text), href=href)
 
 # %% ../nbs/lib/17_runs.ipynb #03554c39
 _TONE = {"finished": "good", "skipped": "", "running": "", "gate failed": "warn", "refused": "warn"}
 
-# %% ../nbs/lib/17_runs.ipynb #c8f72d50
+# %% ../nbs/lib/17_runs.ipynb #2bd0ddba
 def _badge(status: str) -> str:
     "A status as a coloured pill."
-    return f'<span class="badge {_TONE.get(status, "bad")}">{html.escape(status)}</span>'
+    return _tag("span", html.escape(status), class_=f"badge {_TONE.get(status, 'bad')}")
 
-# %% ../nbs/lib/17_runs.ipynb #1e3ca454
-def _stage_head(manifest: dict) -> str:
-    "The line above a rendered notebook: where it comes from, how it ended."
+# %% ../nbs/lib/17_runs.ipynb #32094a64
+def _when(record: dict) -> str:
+    "When something began, to the second."
+    return record["started"][:19].replace("T", " ")
+
+# %% ../nbs/lib/17_runs.ipynb #6713074d
+def _commit(manifest: dict) -> str:
+    "The code of a stage in a few words."
     code = manifest["code"]
-    commit = f"commit {code['commit'][:10]}{' + changes' if code['dirty'] else ''}" if code["commit"] else "no git"
-    facts = [f"stage {manifest['number']} {manifest['stage']}", manifest["started"][:19].replace("T", " "), f"{manifest['duration_s']:.1f} s", commit]
-    links = '<a href="../index.html">the run</a> <a href="manifest.json">manifest</a>'
-    return f"<header>{_badge(manifest['status'])} {' '.join(f'<span>{html.escape(f)}</span>' for f in facts)} <nav>{links}</nav></header>"
+    return f"commit {code['commit'][:10]}{' with changes' if code['dirty'] else ''}" if code["commit"] else "no git"
+
+# %% ../nbs/lib/17_runs.ipynb #3ab7ac14
+def _stage_head(manifest: dict) -> str:
+    "The line above a rendered notebook: where it comes from, how it ended, where the trouble is."
+    facts = (f"stage {manifest['number']} {manifest['stage']}", _when(manifest), f"{manifest['duration_s']:.1f} s", _commit(manifest))
+    links = [_link("../index.html", "the run"), _link("manifest.json", "manifest")]
+    if manifest["error"] and manifest["error"]["cell_id"]:
+        links.insert(0, _link(f"#cell-id={manifest['error']['cell_id']}", "to the failing cell"))
+    return _tag("header", _badge(manifest["status"]), *(_tag("span", html.escape(f)) for f in facts), _tag("nav", " · ".join(links)))
 
 # %% ../nbs/lib/17_runs.ipynb #e9e9833a
 def parameters_table(
@@ -1028,38 +1083,47 @@ def parameters_table(
         lines.append(f"| `{name}` | {f'**{shown}**' if other else shown} | {default} |")
     return "\n".join(["**Parameters of this run**", "", *lines])
 
-# %% ../nbs/lib/17_runs.ipynb #0dbb882f
+# %% ../nbs/lib/17_runs.ipynb #038e8bf1
 def _inputs_record(step: Step, run: Path, sources: Mapping[str, str]) -> dict[str, dict]:
     "Which artefacts a stage may read: from which run, with which content."
     found = {}
     for name in step.stage.inputs:
         stage, home = find_stage(name), run.parent / sources.get(name, run.name)
-        found[name] = {"run_id": home.name, "folder": f"../../{home.name}/{stage.folder}/artefacts", "artefacts": stage_manifest(home, stage)["outputs"]}
+        outputs = stage_manifest(home, stage)["outputs"]
+        found[name] = {"run_id": home.name, "folder": f"../../{home.name}/{stage.folder}/artefacts", "artefacts": outputs}
     return found
 
-# %% ../nbs/lib/17_runs.ipynb #e75704f3
-def _before(step: Step, run: Path, folder: Path, plan: Plan, started: str) -> dict:
-    "The part of a manifest that is known before the stage runs; writes `stage.json` for the notebook."
-    root, stage = project_root(), step.stage
-    inputs = _inputs_record(step, run, plan.sources)
-    params = step.params.model_dump(mode="json")
-    given = {"stage": stage.name, "run_id": run.name, "started": started, "parameters": params, "sources": {n: i["folder"] for n, i in inputs.items()}}
-    write_json(folder / "stage.json", given)
-    code = {**code_state(root), "notebook_sha256": notebook_hash(root / stage.notebook), "modules": reachable_modules(root / stage.notebook)}
-    return {"run_id": run.name, "stage": stage.name, "number": stage.number, "title": stage.title, "title_ko": stage.title_ko, "notebook": stage.notebook,
-            "status": "running", "started": started, "profile": plan.profile, "seed": step.params.seed, "parameters": params,
-            "overridden": step.overridden, "inputs": inputs, "code": code, "environment": environment(root)}
+# %% ../nbs/lib/17_runs.ipynb #91cd8f65
+def _hand_in(step: Step, manifest: dict, folder: Path) -> None:
+    "Write `stage.json`, from which the notebook's `begin` learns what the runner decided, and the manifest as far as it is known."
+    sources = {name: i["folder"] for name, i in manifest["inputs"].items()}
+    write_json(folder / "stage.json", {k: manifest[k] for k in ("stage", "run_id", "started", "parameters")} | {"sources": sources})
+    write_json(folder / "manifest.json", manifest)
 
-# %% ../nbs/lib/17_runs.ipynb #0b8d0f93
+# %% ../nbs/lib/17_runs.ipynb #44480879
+def _provenance(notebook: Path) -> dict:
+    "Code and environment of a stage, for its manifest."
+    code = {"notebook_sha256": notebook_hash(notebook), "modules": reachable_modules(notebook)}
+    return {"code": code_state() | code, "environment": environment()}
+
+# %% ../nbs/lib/17_runs.ipynb #41de9a4b
+def _before(step: Step, run: Path, plan: Plan, started: str) -> dict:
+    "The part of a manifest that is known before the stage runs."
+    stage, params = step.stage, step.params.model_dump(mode="json")
+    names = {"run_id": run.name, "stage": stage.name, "number": stage.number, "title": stage.title, "title_ko": stage.title_ko}
+    asked = {"profile": plan.profile, "seed": step.params.seed, "parameters": params, "overridden": step.overridden}
+    return (names | {"notebook": stage.notebook, "status": "running", "started": started} | asked
+            | {"inputs": _inputs_record(step, run, plan.sources)} | _provenance(project_root() / stage.notebook))
+
+# %% ../nbs/lib/17_runs.ipynb #df276db1
 def _after(manifest: dict, watch: Watch, status: str, error: dict | None, duration_s: float) -> dict:
     "A manifest completed with what happened."
     results = _results(watch.folder)
-    ended = status in (*GOOD, "skipped")
-    failed = [g for g in results["gates"] if not g["passed"]]
-    back = next((g["reenter"] for g in failed if g["reenter"]), None)
-    return manifest | {"status": status, "reason": results["skipped"], "duration_s": round(duration_s, 3), "peak_memory_mb": watch.peak_memory_mb,
-                       "gates": results["gates"], "reenter": back, "metrics": results["metrics"], "documents": results["documents"],
-                       "outputs": results["outputs"] if ended else {}, "error": error}
+    back = next((g["reenter"] for g in results["gates"] if g["reenter"]), None)
+    handed = {k: results[k] for k in ("gates", "metrics", "documents")}
+    handed["outputs"] = results["outputs"] if status in (*GOOD, "skipped") else {}
+    weighed = {"duration_s": round(duration_s, 3), "peak_memory_mb": watch.peak_memory_mb, "cells": len(watch.ran)}
+    return manifest | weighed | handed | {"status": status, "reason": results["skipped"], "reenter": back, "error": error}
 
 # %% ../nbs/lib/17_runs.ipynb #e3e707c7
 def _execute(step: Step, watch: Watch, timeout_s: float | None) -> tuple[str, dict | None]:
@@ -1086,7 +1150,7 @@ def _close(watch: Watch, stage: Stage, manifest: dict) -> None:
             (folder / name).unlink(missing_ok=True)
     write_json(folder / "manifest.json", manifest)
 
-# %% ../nbs/lib/17_runs.ipynb #b386200e
+# %% ../nbs/lib/17_runs.ipynb #6c4eb656
 def run_stage(
     step: Step,  # what to run
     run: Path,  # the run's folder, held by this process
@@ -1099,103 +1163,142 @@ def run_stage(
     began = time.perf_counter()
     with atomic_path(run / step.stage.folder) as folder:
         folder.mkdir()
-        manifest = _before(step, run, folder, plan, clock().isoformat(timespec="seconds"))
-        write_json(folder / "manifest.json", manifest)
+        manifest = _before(step, run, plan, clock().astimezone().isoformat(timespec="seconds"))
+        _hand_in(step, manifest, folder)
         watch = Watch(folder, parameters_table(step), on_cell)
         status, error = _execute(step, watch, timeout_s)
         manifest = _after(manifest, watch, status, error, time.perf_counter() - began)
         _close(watch, step.stage, manifest)
     return manifest
 
-# %% ../nbs/lib/17_runs.ipynb #c105901f
+# %% ../nbs/lib/17_runs.ipynb #a58f539e
 _RUN_CSS = """
-.strip{display:flex;flex-wrap:wrap;gap:.5rem;margin:1.2rem 0;padding:0;list-style:none}
-.strip a{display:block;min-width:7.2rem;padding:.5rem .7rem;border:1px solid var(--line);border-top:4px solid var(--idle);border-radius:6px;background:var(--card);text-decoration:none;color:inherit;font-size:.86rem;line-height:1.4}
-.strip .is-good{border-top-color:var(--good)}.strip .is-warn{border-top-color:var(--warn)}.strip .is-bad{border-top-color:var(--bad)}.strip .is-none{opacity:.6;border-top-style:dashed}
-.strip b{display:block;font-size:.95rem}.verdict{font-size:1.1rem;margin:.6rem 0}.numbers{display:flex;flex-wrap:wrap;gap:.6rem 2rem;margin:1rem 0}
-.numbers div{min-width:8rem}.numbers b{display:block;font-size:1.5rem;line-height:1.2;font-variant-numeric:tabular-nums}
-section{border-top:1px solid var(--line);margin-top:1.8rem}section h3{margin-top:1.1rem}.pictures{display:flex;flex-wrap:wrap;gap:.8rem}
-.pictures img{max-height:15rem;border:1px solid var(--line)}details{margin:.6em 0}summary{cursor:pointer;color:var(--soft)}td.num{text-align:right}
+main { max-width: 68rem }  .verdict { font-size: 1.1rem; margin: .6rem 0 }
+.strip { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.4rem, 1fr)); gap: .5rem;
+  margin: 1.2rem 0; padding: 0; list-style: none }
+.strip a { display: block; height: 100%; padding: .5rem .7rem; border: 1px solid var(--line); border-top: 4px solid var(--idle);
+  border-radius: 6px; background: var(--card); text-decoration: none; color: inherit; font-size: .86rem; line-height: 1.4 }
+.strip b { display: block; font-size: .95rem }
+.strip .is-good { border-top-color: var(--good) }  .strip .is-warn { border-top-color: var(--warn) }
+.strip .is-bad { border-top-color: var(--bad) }  .strip .is-none { opacity: .6; border-top-style: dashed }
+.numbers { display: flex; flex-wrap: wrap; gap: .6rem 2rem; margin: 1rem 0 }  .numbers div { min-width: 8rem }
+.numbers b { display: block; font-size: 1.5rem; line-height: 1.2; font-variant-numeric: tabular-nums }
+section { border-top: 1px solid var(--line); margin-top: 1.8rem }  section h3 { margin-top: 1.1rem }
+.pictures { display: flex; flex-wrap: wrap; gap: .8rem; margin: .8rem 0 }
+.pictures img { max-height: 15rem; border: 1px solid var(--line) }
+details { margin: .6em 0 }  summary { cursor: pointer; color: var(--soft) }
 """
 
-# %% ../nbs/lib/17_runs.ipynb #516ec5ae
+# %% ../nbs/lib/17_runs.ipynb #fa84829f
 def _html_table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     "A table of ready HTML cells."
-    body = "".join("<tr>" + "".join(f"<td>{c}</td>" for c in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{"".join(f"<th>{h}</th>" for h in heads)}</tr></thead><tbody>{body}</tbody></table></div>'
+    body = "".join(_tag("tr", *(_tag("td", c) for c in row)) for row in rows)
+    table = _tag("table", _tag("thead", _tag("tr", *(_tag("th", h) for h in heads))), _tag("tbody", body))
+    return _tag("div", table, class_="scroll")
 
 # %% ../nbs/lib/17_runs.ipynb #867117d3
 def _shown(value: Any) -> str:
     "A value as HTML text."
     return html.escape(_cell_text(value).replace("\\|", "|"))
 
-# %% ../nbs/lib/17_runs.ipynb #cef74200
+# %% ../nbs/lib/17_runs.ipynb #297c1e33
+def _box(stage: Stage, manifest: dict | None, source: str | None) -> str:
+    "A stage in the strip: run here, taken from another run, or not run."
+    tone, state, href = "is-none", "not run", "#"
+    if manifest:
+        tone, href = f"is-{_TONE.get(manifest['status'], 'bad') or 'idle'}", f"#{stage.name}"
+        state = f"{manifest['status']} · {manifest['duration_s']:.0f} s"
+    elif source:
+        state, href = f"from {source}", f"../{source}/index.html"
+    title = _tag("b", f"{stage.number} {stage.name}") + html.escape(stage.title_ko) + "<br>"
+    return _tag("li", _tag("a", title, _tag("small", html.escape(state)), class_=tone, href=href))
+
+# %% ../nbs/lib/17_runs.ipynb #1026ed97
 def _strip(record: dict, found: dict[str, dict]) -> str:
     "The pipeline as a row of boxes."
-    def box(name):
-        stage, manifest = find_stage(name), found.get(name)
-        tone = "is-" + (_TONE.get(manifest["status"], "bad") or "idle") if manifest else "is-none"
-        state = f"{manifest['status']} · {manifest['duration_s']:.0f} s" if manifest else (f"from {record['sources'][name]}" if name in record["sources"] else "not run")
-        link = f"#{name}" if manifest else (f"../{record['sources'][name]}/index.html" if name in record["sources"] else "#")
-        return f'<li><a class="{tone}" href="{link}"><b>{stage.number} {stage.name}</b>{html.escape(stage.title_ko)}<br><small>{html.escape(state)}</small></a></li>'
-    return f'<ul class="strip">{"".join(box(n) for n in PIPELINES[record["pipeline"]])}</ul>'
+    boxes = [_box(find_stage(n), found.get(n), record["sources"].get(n)) for n in PIPELINES[record["pipeline"]]]
+    return _tag("ul", *boxes, class_="strip")
 
-# %% ../nbs/lib/17_runs.ipynb #ac4454f1
+# %% ../nbs/lib/17_runs.ipynb #89460f80
 def _numbers(found: dict[str, dict]) -> str:
     "Headline metrics in large type."
-    shown = [(n, m) for manifest in found.values() for n, m in manifest["metrics"].items() if m["headline"]]
-    boxes = [f"<div><b>{_shown(m['value'])}{html.escape(' ' + m['unit'] if m['unit'] else '')}</b>{html.escape(n.replace('_', ' '))}</div>" for n, m in shown]
-    return f'<div class="numbers">{"".join(boxes)}</div>' if boxes else ""
+    shown = [(stage, n, m) for stage, manifest in found.items() for n, m in manifest["metrics"].items() if m["headline"]]
+    boxes = [_tag("div", _tag("b", f"{_shown(m['value'])} {html.escape(m['unit'])}"), html.escape(n.replace("_", " ")), "<br>",
+                  _tag("small", stage)) for stage, n, m in shown]
+    return _tag("div", *boxes, class_="numbers")
 
-# %% ../nbs/lib/17_runs.ipynb #702905e3
-def _gate_rows(found: dict[str, dict]) -> str:
-    "All gates of a run as a table."
-    rows = [(f'<a href="#{name}">{m["number"]} {name}</a>', html.escape(g["name"]), _shown(g["value"]), f"{html.escape(g['op'])} {_shown(g['limit'])}",
-             '<span class="badge good">pass</span>' if g["passed"] else '<span class="badge bad">FAIL</span>', html.escape(g["why"]))
-            for name, m in found.items() for g in m["gates"]]
-    return "<h2>Gates</h2>" + _html_table(("stage", "gate", "value", "limit", "verdict", "why"), rows) if rows else ""
+# %% ../nbs/lib/17_runs.ipynb #e26afcab
+def _gate_row(manifest: dict, gate: dict) -> tuple[str, ...]:
+    "A gate as cells of the gates table."
+    verdict = _tag("span", "pass" if gate["passed"] else "FAIL", class_=f"badge {'good' if gate['passed'] else 'bad'}")
+    limit = _tag("nobr", html.escape(gate["op"]), " ", _shown(gate["limit"]))
+    stage = _link(f"#{manifest['stage']}", f"{manifest['number']} {manifest['stage']}")
+    return html.escape(gate["name"]), verdict, _shown(gate["value"]), limit, stage, html.escape(gate["why"])
 
-# %% ../nbs/lib/17_runs.ipynb #f7738de9
-def _provenance(manifest: dict) -> str:
-    "Parameters, inputs, outputs, code and environment of a stage, folded away."
-    code, env = manifest["code"], manifest["environment"]
-    changed = {n: f"{o['value']} (default {o['default']}, {o['from']})" for n, o in manifest["overridden"].items()}
-    rows = [(f"input {n}", f"{i['run_id']}: " + ", ".join(f"{a} {x['sha256'][:12]}" for a, x in i["artefacts"].items())) for n, i in manifest["inputs"].items()]
-    rows += [(f"output {n}", f"{o['sha256'][:12]} · {o['bytes'] / 1024:,.1f} kB") for n, o in manifest["outputs"].items()]
-    rows += [("seed", manifest["seed"]), ("changed parameters", ", ".join(f"{n} = {v}" for n, v in changed.items()) or "none"),
-             ("code", f"commit {code['commit'] or 'unknown'}{', with uncommitted changes' if code['dirty'] else ''}; notebook {code['notebook_sha256'][:12]}"),
-             ("environment", f"lock {(env['lock_sha256'] or 'none')[:12]}, Python {env['python']}, {env['cpus']} CPUs; kernel at most {manifest['peak_memory_mb']:,.0f} MB")]
-    return "<details><summary>where it comes from</summary>" + _html_table(("what", ""), [(html.escape(a), html.escape(str(b))) for a, b in rows]) + "</details>"
+# %% ../nbs/lib/17_runs.ipynb #c2df6237
+def _gates_section(found: dict[str, dict]) -> str:
+    "All gates of a run."
+    rows = [_gate_row(m, g) for m in found.values() for g in m["gates"]]
+    return "<h2>Gates</h2>" + _html_table(("gate", "verdict", "value", "limit", "stage", "why"), rows) if rows else ""
 
-# %% ../nbs/lib/17_runs.ipynb #d95e06df
+# %% ../nbs/lib/17_runs.ipynb #1e6896c9
+def _origin_rows(manifest: dict) -> Iterator[tuple[str, str]]:
+    "Inputs, outputs, parameters, code and environment of a stage, in words."
+    for name, i in manifest["inputs"].items():
+        yield f"input {name}", f"run {i['run_id']}: " + ", ".join(f"{a} {x['sha256'][:12]}" for a, x in i["artefacts"].items())
+    for name, o in manifest["outputs"].items():
+        yield f"output {name}", f"{o['sha256'][:12]} · {o['bytes'] / 1024:,.1f} kB"
+    changed = [f"{n} = {o['value']} (default {o['default']}, {o['from']})" for n, o in manifest["overridden"].items()]
+    yield "parameters", f"seed {manifest['seed']}; changed: {', '.join(changed) or 'none'}"
+    yield "code", f"{_commit(manifest)}; notebook {manifest['code']['notebook_sha256'][:12]}"
+    env = manifest["environment"]
+    yield "environment", f"lock {(env['lock_sha256'] or 'none')[:12]}, Python {env['python']}, {env['cpus']} CPUs"
+    yield "memory", f"kernel at most {manifest['peak_memory_mb']:,.0f} MB"
+
+# %% ../nbs/lib/17_runs.ipynb #974ee8a0
+def _folded(summary: str, heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    "A table of plain text that opens on a click."
+    shown = [[html.escape(str(c)) for c in row] for row in rows]
+    return _tag("details", _tag("summary", html.escape(summary)), _html_table(heads, shown)) if shown else ""
+
+# %% ../nbs/lib/17_runs.ipynb #647947d6
 def _trouble(manifest: dict) -> str:
     "What went wrong in a stage, or why it was skipped."
     if manifest["reason"]:
-        return f"<p>Skipped: {html.escape(manifest['reason'])}</p>"
+        return _tag("p", "Skipped: ", html.escape(manifest["reason"]))
     if not (error := manifest["error"]):
         return ""
-    where = f" in code cell {error['cell']}" if error["cell"] else ""
-    return f"<p><b>{html.escape(error['name'])}</b>{where}: {html.escape(error['message'][:500])}</p>" + (f"<pre>{html.escape(error['source'])}</pre>" if error["source"] else "")
+    where = f" in code cell {error['cell']}: " if error["cell"] else ": "
+    said = _tag("p", _tag("b", html.escape(error["name"])), where, html.escape(error["message"][:500]))
+    return said + (_tag("pre", html.escape(error["source"])) if error["source"] else "")
 
-# %% ../nbs/lib/17_runs.ipynb #c0c609a5
+# %% ../nbs/lib/17_runs.ipynb #dc8281ab
 def _pictures(manifest: dict, folder: str) -> str:
     "The first figure of each document of a stage, linked to it."
     first = [(n, d["figures"][0]) for n, d in manifest["documents"].items() if d["figures"]][:2]
-    shown = [f'<a href="{folder}/documents/{n}.html"><img src="{folder}/documents/{f}" alt="{html.escape(n)}" loading="lazy"></a>' for n, f in first]
-    return f'<div class="pictures">{"".join(shown)}</div>' if shown else ""
+    shown = [f'<a href="{folder}/documents/{n}.html"><img src="{folder}/documents/{f}" alt="{html.escape(n)}"></a>' for n, f in first]
+    return _tag("div", *shown, class_="pictures") if shown else ""
 
-# %% ../nbs/lib/17_runs.ipynb #a2f0e941
+# %% ../nbs/lib/17_runs.ipynb #86a58896
+def _links(manifest: dict, folder: str) -> str:
+    "The documents of a stage, its notebook and its manifest."
+    links = [_link(f"{folder}/documents/{n}.html", f"{d['title']} ({d['title_ko']})") for n, d in manifest["documents"].items()]
+    if manifest["cells"]:
+        links.append(_link(f"{folder}/notebook.html", "executed notebook"))
+    return _tag("nav", " · ".join([*links, _link(f"{folder}/manifest.json", "manifest")]))
+
+# %% ../nbs/lib/17_runs.ipynb #15646737
 def _card(manifest: dict) -> str:
     "A stage on the run's page."
     folder = find_stage(manifest["stage"]).folder
-    links = [f'<a href="{folder}/documents/{n}.html">{html.escape(d["title"])} ({html.escape(d["title_ko"])})</a>' for n, d in manifest["documents"].items()]
-    links += [f'<a href="{folder}/notebook.html">executed notebook</a>', f'<a href="{folder}/manifest.json">manifest</a>']
-    metrics = _html_table(("metric", "value"), [(html.escape(n), f"{_shown(m['value'])} {html.escape(m['unit'])}") for n, m in manifest["metrics"].items()])
-    return (f'<section id="{manifest["stage"]}"><h3>{manifest["number"]} {html.escape(manifest["title"])} <small>{html.escape(manifest["title_ko"])}</small> {_badge(manifest["status"])}</h3>'
-            f"<nav>{' · '.join(links)}</nav>{_trouble(manifest)}{_pictures(manifest, folder)}"
-            + (f"<details><summary>{len(manifest['metrics'])} metrics</summary>{metrics}</details>" if manifest["metrics"] else "") + _provenance(manifest) + "</section>")
+    title = f"{manifest['number']} {html.escape(manifest['title'])} {_tag('small', html.escape(manifest['title_ko']))} "
+    metrics = [(n, _cell_text(m["value"]), m["unit"]) for n, m in manifest["metrics"].items()]
+    parts = [_tag("h3", title, _badge(manifest["status"])), _links(manifest, folder), _trouble(manifest), _pictures(manifest, folder),
+             _folded(f"metrics ({len(metrics)})", ("metric", "value", "unit"), metrics),
+             _folded("where it comes from", ("what", ""), _origin_rows(manifest))]
+    return _tag("section", *parts, id=manifest["stage"])
 
-# %% ../nbs/lib/17_runs.ipynb #4c9600f8
+# %% ../nbs/lib/17_runs.ipynb #61fd22ce
 def run_page(
     run: Path | str,  # a run's folder
 ) -> str:  # HTML that needs nothing but the folder it lies in
@@ -1203,9 +1306,12 @@ def run_page(
     run = Path(run)
     record = read_json(run / "run.json")
     found = {n: m for n in PIPELINES[record["pipeline"]] if (m := stage_manifest(run, find_stage(n)))}
-    facts = f"pipeline {record['pipeline']} · profile {record['profile']} · {record['started'][:19].replace('T', ' ')} · {record['duration_s']:.0f} s"
-    body = [f"<p class='soft'>run</p><h1>{html.escape(run.name)}</h1><p class='verdict'>{_badge(record['status'])} {html.escape(record['verdict'])}</p>",
-            f"<p class='soft'>{html.escape(facts)}</p>", _strip(record, found), _numbers(found), _gate_rows(found), *map(_card, found.values())]
+    facts = [f"pipeline {record['pipeline']}", f"profile {record['profile']}", _when(record), f"{record['duration_s']:.0f} s"]
+    facts += [fact for m in list(found.values())[:1] for fact in (_commit(m), f"Python {m['environment']['python']}")]
+    body = [_tag("p", "run", class_="soft"), _tag("h1", html.escape(run.name)),
+            _tag("p", _badge(record["status"]), " ", html.escape(record["verdict"]), class_="verdict"),
+            _tag("p", html.escape(" · ".join(facts)), class_="soft"),
+            _strip(record, found), _numbers(found), _gates_section(found), *map(_card, found.values())]
     return page(f"run {run.name}", "\n".join(body), _RUN_CSS)
 
 # %% ../nbs/lib/17_runs.ipynb #e3ae18a9
@@ -1270,7 +1376,7 @@ def short_path(
     "A path as a person in the working directory would type it."
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
-# %% ../nbs/lib/17_runs.ipynb #efd5cc64
+# %% ../nbs/lib/17_runs.ipynb #f0cf6583
 def failure_report(
     result: RunResult,  # of a run that did not end well
 ) -> str:  # a few lines
@@ -1278,11 +1384,13 @@ def failure_report(
     manifest = result.manifests[-1]
     error, folder = manifest["error"], result.folder / find_stage(manifest["stage"]).folder
     first = next((line for line in error["source"].splitlines() if line.strip()), "")
-    lines = [result.verdict, *([f"    {first}"] if first else []), f"Notebook: {short_path(folder / 'notebook.html')}",
-             f"Again from there: amhs run {read_json(result.folder / 'run.json')['pipeline']} --run {result.run_id} --from {manifest['stage']}"]
-    return "\n".join(lines)
+    record = read_json(result.folder / "run.json")
+    again = f"amhs run {record['pipeline']} --profile {record['profile']} --run {result.run_id} --from {manifest['stage']}"
+    notebook = short_path(folder / "notebook.html")
+    lines = [result.verdict, f"    {first}" if first else "", f"Notebook: {notebook}", f"Again from there: {again}"]
+    return "\n".join(line for line in lines if line)
 
-# %% ../nbs/lib/17_runs.ipynb #5b690b80
+# %% ../nbs/lib/17_runs.ipynb #678c6312
 def _settle_stage(hidden: Path) -> None:
     "End a stage at which the runner was killed."
     manifest = read_json(hidden / "manifest.json")
@@ -1291,15 +1399,15 @@ def _settle_stage(hidden: Path) -> None:
     watch = Watch(hidden, "", print, ran=seen)
     error = _cell_error(nb, None, "killed", "the runner was killed while this stage ran")
     _close(watch, stage, _after(manifest, watch, "killed", error, 0.0))
-    os.rename(hidden, hidden.parent / stage.folder)
+    hidden.rename(hidden.parent / stage.folder)
 
-# %% ../nbs/lib/17_runs.ipynb #7c4f0010
+# %% ../nbs/lib/17_runs.ipynb #b1956004
 def _settle(hidden: Path) -> None:
     "Deal with one hidden entry that a killed runner left in a run."
     stage = next((s for s in STAGES if s.folder in hidden.name), None)
     if stage and not (hidden.parent / stage.folder).exists():
         if hidden.name.endswith(".old"):
-            os.rename(hidden, hidden.parent / stage.folder)  # killed between setting the old one aside and placing the new one
+            hidden.rename(hidden.parent / stage.folder)  # killed between setting the old one aside and placing the new one
         elif (hidden / "manifest.json").is_file():
             _settle_stage(hidden)
     shutil.rmtree(hidden, ignore_errors=True) if hidden.is_dir() else hidden.unlink(missing_ok=True)
@@ -1346,7 +1454,7 @@ class Reporter:
     def end(self, manifest: dict) -> None:
         self.write(f"{self.name}: {manifest['status']}, {manifest['duration_s']:.1f} s, {manifest['peak_memory_mb']:,.0f} MB")
 
-# %% ../nbs/lib/17_runs.ipynb #78a85b94
+# %% ../nbs/lib/17_runs.ipynb #aadcf4a8
 class LiveReporter(Reporter):
     "Progress as one moving line on a terminal, and a line per stage that ended."
 
@@ -1354,7 +1462,8 @@ class LiveReporter(Reporter):
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
         self.name = f"{step.stage.number} {step.stage.name}"
-        self.bar = Progress(TextColumn("{task.description:<14}"), BarColumn(24), MofNCompleteColumn(), TextColumn("cells"), TimeElapsedColumn(), transient=True)
+        columns = (TextColumn("{task.description:<14}"), BarColumn(24), MofNCompleteColumn(), TextColumn("cells"), TimeElapsedColumn())
+        self.bar = Progress(*columns, transient=True)
         self.bar.start()
         self.task = self.bar.add_task(self.name, total=None)
 
@@ -1405,7 +1514,7 @@ def _run_steps(plan: Plan, run: Path, show: Reporter, clock: Callable[[], dateti
             break
     return done
 
-# %% ../nbs/lib/17_runs.ipynb #c6bf9b2d
+# %% ../nbs/lib/17_runs.ipynb #477cfd2c
 def _run_folder(plan: Plan, runs: Path, run_id: str | None, within: str | None, clock: Callable[[], datetime]) -> Path:
     "The folder a plan runs in: one that is there, one of a given name, or a new one."
     if within:
@@ -1415,7 +1524,8 @@ def _run_folder(plan: Plan, runs: Path, run_id: str | None, within: str | None, 
     if not re.fullmatch(r"[\w][\w.-]*", run_id) or run_id == "scratch":
         raise ParameterError("a run id is letters, digits, dots, dashes and underscores", got=run_id)
     if (runs / run_id).exists():
-        raise ParameterError("there is a run of this name already", got=run_id, fix=f"go on in it with --run {run_id}, or take another name")
+        raise ParameterError("there is a run of this name already", got=run_id,
+                             fix=f"go on in it with --run {run_id}, or take another name")
     (runs / run_id).mkdir(parents=True)
     return runs / run_id
 
@@ -1455,10 +1565,11 @@ def run_pipeline(
     write_json(runs / "latest.json", {"run_id": run.name, "status": record["status"], "report": f"{run.name}/index.html"})
     return RunResult(run.name, run, record["status"], record["verdict"], tuple(done))
 
-# %% ../nbs/lib/17_runs.ipynb #4f8381b9
+# %% ../nbs/lib/17_runs.ipynb #0c58d9d3
 def _open_record(run: Path, plan: Plan, clock: Callable[[], datetime]) -> None:
     "Write a run's record as it begins."
     sources = {n: s for n, s in plan.sources.items() if s != run.name}
-    earlier = read_json(run / "run.json") if (run / "run.json").is_file() else {}
-    _put_record(run, run_id=run.name, pipeline=plan.pipeline, profile=plan.profile, sets=plan.sets, started=clock().isoformat(timespec="seconds"),
-                status="running", verdict="Just begun.", duration_s=0.0, sources=earlier.get("sources", {}) | sources)
+    earlier = read_json(run / "run.json")["sources"] if (run / "run.json").is_file() else {}
+    asked = {"run_id": run.name, "pipeline": plan.pipeline, "profile": plan.profile, "sets": plan.sets, "sources": earlier | sources}
+    started = clock().astimezone().isoformat(timespec="milliseconds")
+    _put_record(run, **asked, started=started, status="running", verdict="Just begun.", duration_s=0.0)

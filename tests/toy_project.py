@@ -1,0 +1,60 @@
+"""A project with the real table of stages and the real parameters, but notebooks that take a second each."""
+
+import json
+import shutil
+from pathlib import Path
+
+from amhs.config import load_params
+from amhs.core import project_root
+from amhs.runs import STAGES, find_stage
+
+HOUSE = project_root(Path(__file__).parent)
+
+
+def _cell(kind: str, ident: str, source: str, tags=()) -> dict:
+    code = {"outputs": [], "execution_count": None} if kind == "code" else {}
+    return {"cell_type": kind, "id": ident, "metadata": {"tags": list(tags)}, "source": source, **code}
+
+
+def _hand_over(name: str) -> str:
+    stage = find_stage(name)
+    lines = [f"run.output({o!r}).write_text('{name} {o} ' + str(run.seed))" for o in stage.outputs]
+    lines += [f"run.document({d.name!r}, '', 'The **word** on {d.title}.', (figure, 'Jobs at the hub'))" for d in stage.deliverables]
+    lines += [f"run.gate({g!r}, 1.0, 0.5, why='a toy')" for g in stage.gates]
+    return "\n".join(lines)
+
+
+FIGURE = """class figure:
+    def savefig(path, **kw):
+        import base64
+        path.write_bytes(base64.b64decode('iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=='))"""
+
+
+def write_stage(root: Path, name: str, extra: str = "pass", tags=("parameters",), defaults: str | None = None) -> Path:
+    """Write a stage's notebook; `extra` is a cell of its own between the beginning and the handing over."""
+    stage = find_stage(name)
+    values = "\n".join(f"{k} = {v!r}" for k, v in load_params(name).model_dump().items())
+    reads = "\n".join(f"run.input({i!r}, {find_stage(i).outputs[0]!r}).read_text()" for i in stage.inputs) or "'reads nothing'"
+    cells = [
+        _cell("markdown", "title", f"# {stage.number} {stage.title}\n\nA toy. {stage.title_ko}"),
+        _cell("code", "params", defaults if defaults is not None else values, tags),
+        _cell("code", "begin", f"from amhs import runs\nrun = runs.begin({name!r}, globals())"),
+        _cell("code", "reads", reads),
+        _cell("code", "extra", extra),
+        _cell("code", "over", f"{FIGURE}\n{_hand_over(name)}\nrun.metric('seed_seen', run.seed, headline=True)"),
+        _cell("code", "finish", "run.finish()"),
+    ]
+    path = root / stage.notebook
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kernel = {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}}
+    path.write_text(json.dumps({"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}))
+    return path
+
+
+def make_project(root: Path) -> Path:
+    """A whole toy project in an empty folder."""
+    shutil.copy(HOUSE / "settings.ini", root)
+    shutil.copytree(HOUSE / "params", root / "params")
+    for stage in STAGES:
+        write_stage(root, stage.name)
+    return root
