@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['STAGES', 'PIPELINES', 'GOOD', 'Deliverable', 'Stage', 'find_stage', 'stage_rows', 'stage_table', 'read_cells',
            'notebook_defaults', 'check_notebook', 'local_now', 'new_run', 'lock_run', 'stage_manifest', 'list_runs',
-           'find_sources', 'identify', 'verified_outputs', 'StageRun', 'markdown_table', 'markdown_html', 'page',
-           'begin', 'code_state', 'reachable_modules', 'notebook_hash', 'environment', 'library_drift', 'Step', 'Plan',
-           'plan_run', 'find_run', 'plan_table', 'Watch', 'notebook_html', 'parameters_table', 'run_stage', 'run_page',
-           'RunResult', 'short_path', 'failure_report', 'recover', 'Reporter', 'LiveReporter', 'reporter',
-           'run_pipeline']
+           'find_sources', 'next_confirmed', 'identify', 'verified_outputs', 'StageRun', 'markdown_table',
+           'markdown_html', 'page', 'begin', 'code_state', 'reachable_modules', 'notebook_hash', 'environment',
+           'library_drift', 'Step', 'Plan', 'plan_run', 'find_run', 'plan_table', 'Watch', 'notebook_html',
+           'parameters_table', 'run_stage', 'run_page', 'RunResult', 'short_path', 'failure_report', 'recover',
+           'Reporter', 'LiveReporter', 'reporter', 'run_pipeline']
 
 # %% ../nbs/lib/17_runs.ipynb #1225565e
 import ast, base64, contextlib, fcntl, html, importlib.metadata, json, logging, math, operator, os, platform, re
@@ -66,24 +66,25 @@ def notebook(self: Stage) -> str:
     "The stage's notebook, from the project's folder."
     return f"nbs/stages/{self.folder}.ipynb"
 
-# %% ../nbs/lib/17_runs.ipynb #ef04ab48
+# %% ../nbs/lib/17_runs.ipynb #26469edf
 STAGES: tuple[Stage, ...] = (
-    Stage("01", "business", "Business definition", "비즈니스 정의", outputs=("business.json",),
+    Stage("01", "business", "Business definition", "비즈니스 정의", outputs=("business.json",), gates=("history_days",),
           deliverables=(Deliverable("requirements", "Requirements definition", "요구사항 정의서"),
                         Deliverable("analysis_plan", "Analysis plan", "분석 계획서"))),
     Stage("02", "poc", "Proof of concept", "PoC 모델 개발", ("business",), ("poc_model",), gates=("skill",),
           deliverables=(Deliverable("feasibility", "Feasibility note", "타당성 검토서"),)),
-    Stage("03", "prototype", "Prototyping", "프로토타이핑", ("business",), ("prototype.json",), gates=("missing_share",),
+    Stage("03", "prototype", "Prototyping", "프로토타이핑", ("business",), ("prototype.json",),
+          gates=("missing_share", "rehearsal"),
           deliverables=(Deliverable("prototype_fit", "Prototype fit report", "프로토타입 적합성 보고서"),)),
-    Stage("04", "data", "Data collection and review", "데이터 수집 및 검토", ("business",), ("dataset", "split.json"),
+    Stage("04", "data", "Data collection and review", "데이터 수집 및 검토", ("business",), ("labelled",),
           deliverables=(Deliverable("data_card", "Data card of the labelled data set", "라벨링 데이터셋 카드"),),
-          gates=("missing_share", "surge_share")),
+          gates=("history_days", "missing_share", "surge_share", "split_leaks")),
     Stage("05", "develop", "Data analysis and model development", "데이터 분석 및 모델개발", ("business", "data"), ("choice.json",),
-          deliverables=(Deliverable("metric_design", "Metric design", "평가지표설계서"),), reenter="data"),
+          deliverables=(Deliverable("metric_design", "Metric design", "평가지표설계서"),), gates=("fold_score",), reenter="data"),
     Stage("06", "train", "Training and validation", "학습 및 검증", ("business", "data", "develop"), ("model",),
           deliverables=(Deliverable("validation", "Validation result", "검증 결과"),), gates=("change_mae_ratio",), reenter="develop"),
     Stage("07", "evaluate", "Evaluation and confirmation", "평가 및 확정", ("business", "data", "develop", "train"),
-          ("evaluation.json",), optional=("confirmed_model",), reenter="develop",
+          ("evaluation.json",), optional=("confirmed_model",), gates=("leaks",), reenter="develop",
           deliverables=(Deliverable("experiment_report", "Experiment report", "모델 실험 결과서"),)),
 )
 
@@ -261,6 +262,14 @@ def find_sources(
             return {s.name: _home(run, s).name for s in needed}
     raise InputError(f"no {'such stage in this run' if within else 'run'} with good {', '.join(s.name for s in needed)} to build on",
                      got=within.name if within else None, fix="run the earlier stages first, e.g. `amhs run develop`")
+
+# %% ../nbs/lib/17_runs.ipynb #c67141a3
+def next_confirmed(
+    runs: Path | str | None = None,  # the folder of all runs; None: that of the settings
+) -> int:  # 1 for the first
+    "The number the next confirmed model gets."
+    ended = [stage_manifest(run, find_stage("evaluate")) for run in list_runs(runs)]
+    return 1 + sum("confirmed_model" in m["outputs"] for m in ended if m)
 
 # %% ../nbs/lib/17_runs.ipynb #740ee17a
 def _size(path: Path) -> int:

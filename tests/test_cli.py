@@ -1,0 +1,175 @@
+"""The command as a person meets it: answers, exit codes, messages."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from toy_project import make_project, write_stage
+from typer.testing import CliRunner
+
+from amhs import cli
+from amhs.core import ParameterError
+from amhs.telemetry import read_dataset
+
+AMHS = Path(sys.executable).with_name("amhs")
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    """A toy project in which `amhs` is called, with one run of stage 01."""
+    with pytest.MonkeyPatch.context() as patch:
+        for key in ("AMHS_RUNS", "AMHS_DATA", "AMHS_PARAMS", "AMHS_SITES"):
+            patch.delenv(key, raising=False)
+        root = tmp_path_factory.mktemp("cli")
+        patch.setenv("AMHS_ROOT", str(root))
+        make_project(root)
+        yield root, amhs(root, "run", "develop", "--to", "business", "--run-id", "first", "--set", "business.days=9")
+
+
+def amhs(cwd, *args, **env):
+    return subprocess.run([AMHS, *args], cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True, timeout=300)
+
+
+def test_help_answers_in_half_a_second(tmp_path):
+    took = []
+    for _ in range(5):
+        began = time.perf_counter()
+        done = amhs(tmp_path, "--help", PYTHONDONTWRITEBYTECODE="1")
+        took.append(time.perf_counter() - began)
+    assert done.returncode == 0 and min(took) < 0.5, took
+    for command in ("run", "simulate", "import", "stages", "report", "doctor"):
+        assert f"  {command} " in done.stdout
+
+
+def loaded(code):
+    """Names of the modules loaded after running some code in a fresh process."""
+    done = subprocess.run([sys.executable, "-c", f"{code}\nimport sys, json; print(json.dumps(sorted(sys.modules)))"],
+                          capture_output=True, text=True, check=True, timeout=60)
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_nothing_heavy_is_imported_before_it_is_needed(toy):
+    heavy = {"papermill", "nbformat", "nbconvert", "pandas", "numpy", "matplotlib", "xgboost", "numba"}
+    assert not loaded("import amhs.cli") & (heavy | {"pydantic", "rich", "amhs.runs"})
+    assert not loaded("from amhs import runs; runs.plan_run(profile='full')") & heavy
+
+
+def test_a_good_run_says_where_its_report_is(toy):
+    root, done = toy
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["All 1 stages finished, every gate passed.", "Report: runs/first/index.html"]
+    assert (root / "runs/first/index.html").is_file()
+    assert "01 business: cell 1 of 7" in done.stderr and "01 business: finished" in done.stderr
+    assert "\x1b" not in done.stdout + done.stderr, "no colours when nobody looks"
+
+
+def test_report_finds_a_run_by_its_beginning(toy):
+    done = amhs(toy[0], "report", "fir")
+    assert done.stdout.splitlines() == ["first: finished. All 1 stages finished, every gate passed.", "Report: runs/first/index.html"]
+    assert amhs(toy[0], "report", "frist").stderr == "amhs: no such run (got 'frist'). use one of first.\n"
+
+
+def test_a_failing_cell_exits_1_with_a_short_report(toy):
+    write_stage(toy[0], "poc", "raise ValueError('no rows\\nat all')")
+    done = amhs(toy[0], "run", "develop", "--from", "poc", "--to", "poc", "--run-id", "second")
+    assert done.returncode == 1
+    report = done.stderr[done.stderr.index("Stage poc"):]
+    assert report.startswith("Stage poc, code cell 5: ValueError: no rows\n    raise ValueError('no rows\\nat all')\n")
+    assert "Notebook: runs/second/02_poc/notebook.html" in report and "Traceback" not in done.stderr
+
+
+def test_a_failed_gate_exits_3(toy):
+    write_stage(toy[0], "poc", "run.gate('signal', 0, 1)")
+    done = amhs(toy[0], "run", "develop", "--from", "poc", "--to", "poc")
+    assert done.returncode == 3 and "stage poc failed gate signal (0, asked >= 1)" in done.stdout
+
+
+@pytest.mark.parametrize(("args", "said"), [
+    (["--set", "poc.treees=3"], "did you mean trees"),
+    (["--set", "poc.trees"], "--set takes stage.name=value"),
+    (["--set", "pcc.trees=3"], "use one of poc"),
+    (["--set", "poc.trees=few"], "poc: `trees`"),
+    (["--profile", "dmeo"], "no such profile"),
+    (["--from", "traim"], "use one of train"),
+    (["--run", "nothing"], "no such run"),
+])
+def test_bad_words_exit_2_with_one_message_and_no_traceback(toy, args, said):
+    before = sorted(toy[0].glob("runs/*"))
+    done = amhs(toy[0], "run", "develop", *args)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("amhs: ") and said in done.stderr and done.stderr.count("\n") == 1
+    assert sorted(toy[0].glob("runs/*")) == before
+
+
+def test_unknown_pipeline_and_option(toy):
+    assert "use one of develop" in amhs(toy[0], "run", "devlop").stderr
+    assert amhs(toy[0], "run", "--porfile", "demo").returncode == 2
+
+
+def test_plan_runs_nothing(toy):
+    before = sorted(toy[0].rglob("runs/*"))
+    done = amhs(toy[0], "run", "develop", "--profile", "smoke", "--set", "train.trees=77", "--plan")
+    assert done.returncode == 0 and "train.trees" in done.stdout and "77" in done.stdout and "--set" in done.stdout
+    assert [n for n in ("business", "poc", "evaluate") if n not in done.stdout] == []
+    assert sorted(toy[0].rglob("runs/*")) == before
+
+
+def test_an_unforeseen_error_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr("amhs.runs.stage_rows", lambda: 1 / 0)
+    monkeypatch.setattr(sys, "argv", ["amhs", "stages"])
+    with pytest.raises(ZeroDivisionError):
+        cli.main()
+
+
+def test_simulate_then_import_what_it_wrote(tmp_path):
+    done = amhs(tmp_path, "simulate", "--days", "1", "--seed", "3", "--out", "hub", "--line", "L2")
+    assert done.returncode == 0, done.stderr
+    written = read_dataset(tmp_path / "hub")
+    written.to_csv(tmp_path / "export.csv", index=False)
+    done = amhs(tmp_path, "import", "export.csv", "--site", "simulated", "--out", "copy")
+    assert done.returncode == 0, done.stderr
+    assert "1,440 rows read into copy" in done.stdout
+    copy = read_dataset(tmp_path / "copy")
+    pd.testing.assert_frame_equal(copy, written[list(copy)])
+
+
+def test_import_of_nothing_usable_exits_2(tmp_path):
+    (tmp_path / "empty.csv").write_text("")
+    done = amhs(tmp_path, "import", "empty.csv", "--site", "simulated", "--out", "out")
+    assert done.returncode == 2 and done.stderr.startswith("amhs: ") and not (tmp_path / "out").exists()
+    assert "--site and --out" in amhs(tmp_path, "import", "empty.csv").stderr
+
+
+@pytest.mark.parametrize(("status", "code"), [("ok", 0), ("warn", 0), ("fail", 1)])
+def test_doctor_fails_if_a_check_does(monkeypatch, status, code):
+    monkeypatch.setattr(cli, "CHECKS", (lambda: cli.Check("ok", "Python", "3"), lambda: cli.Check(status, "disk", "full", "make room")))
+    done = CliRunner().invoke(cli.app, ["doctor"])
+    assert done.exit_code == code and f"{status:<4}  disk       full" in done.output and "-> make room" in done.output
+
+
+def test_doctor_sees_what_is_wrong(tmp_path, monkeypatch):
+    monkeypatch.setenv("AMHS_ROOT", str(tmp_path))
+    make_project(tmp_path)
+    lock = ["no-such-package==1.0 \\", "    --hash=sha256:00", "typer==0.0.1", "win==1 ; sys_platform == 'win32'"]
+    (tmp_path / "requirements.lock").write_text("\n".join(lock))
+    assert cli.check_packages()[:3] == ("fail", "packages", "missing: no-such-package")
+    write_stage(tmp_path, "train", tags=())
+    assert "06_train.ipynb has 0 cells tagged `parameters`" in cli.check_stages().found
+    monkeypatch.setenv("AMHS_RUNS", "/proc/amhs")
+    assert cli.check_folders().status == "fail" or os.access("/proc", os.W_OK)
+
+
+def test_stages_lists_the_table():
+    output = CliRunner().invoke(cli.app, ["stages"]).output
+    assert "라벨링 데이터셋" in output and "back to develop" in output
+
+
+def test_assignments():
+    assert cli.parse_assignments(["a.b=1=2", " c.d = x "]) == {"a.b": "1=2", "c.d": "x"}
+    with pytest.raises(ParameterError):
+        cli.parse_assignments(["=3"])
