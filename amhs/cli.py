@@ -68,7 +68,7 @@ _WITHIN = typer.Option("--run", help="Go on in this run instead of a new one.")
 _PLAN = typer.Option("--plan", help="Only say what would run, with which parameters.")
 _TIMEOUT = typer.Option("--cell-timeout", help="Seconds a cell may take.")
 
-# %% ../nbs/lib/18_cli.ipynb #18d4aa30
+# %% ../nbs/lib/18_cli.ipynb #2ec7b9a5
 @app.command()
 def run(
     pipeline: Annotated[str, typer.Argument(help="Which pipeline: develop.")] = "develop",  # a name in PIPELINES
@@ -93,6 +93,8 @@ def run(
         print(runs.failure_report(result), file=sys.stderr)
     else:
         print(result.verdict)
+    if result.status == "refused":
+        print(f"Again from there: {runs.again_command(result)}")
     print(f"Report: {runs.short_path(result.report)}")
     raise typer.Exit(result.exit_code)
 

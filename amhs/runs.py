@@ -8,12 +8,12 @@ __all__ = ['STAGES', 'PIPELINES', 'GOOD', 'Deliverable', 'Stage', 'find_stage', 
            'find_sources', 'next_confirmed', 'identify', 'verified_outputs', 'StageRun', 'markdown_table',
            'markdown_html', 'page', 'begin', 'code_state', 'reachable_modules', 'notebook_hash', 'environment',
            'library_drift', 'Step', 'Plan', 'plan_run', 'find_run', 'plan_table', 'Watch', 'notebook_html',
-           'parameters_table', 'run_stage', 'run_page', 'RunResult', 'short_path', 'failure_report', 'recover',
-           'Reporter', 'LiveReporter', 'reporter', 'run_pipeline']
+           'parameters_table', 'run_stage', 'run_page', 'RunResult', 'short_path', 'again_command', 'failure_report',
+           'recover', 'Reporter', 'LiveReporter', 'reporter', 'run_pipeline']
 
-# %% ../nbs/lib/17_runs.ipynb #1225565e
+# %% ../nbs/lib/17_runs.ipynb #ff8b502b
 import ast, base64, contextlib, fcntl, html, importlib.metadata, json, logging, math, operator, os, platform, re
-import shutil, signal, subprocess, sys, tempfile, time
+import shlex, shutil, signal, subprocess, sys, tempfile, time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -1385,7 +1385,17 @@ def short_path(
     "A path as a person in the working directory would type it."
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
-# %% ../nbs/lib/17_runs.ipynb #f0cf6583
+# %% ../nbs/lib/17_runs.ipynb #4a1baff6
+def again_command(
+    result: RunResult,  # of a run that stopped
+) -> str:  # to type into a shell
+    "The command that goes on from the stage that failed, or from the one to re-enter."
+    last, record = result.manifests[-1], read_json(result.folder / "run.json")
+    stage = last["reenter"] if last["status"] == "gate failed" else last["stage"]
+    sets = [f"--set {shlex.quote(f'{k}={v}')}" for k, v in record["sets"].items()]
+    return " ".join(["amhs run", record["pipeline"], "--profile", record["profile"], *sets, "--run", result.run_id, "--from", stage])
+
+# %% ../nbs/lib/17_runs.ipynb #142f41a8
 def failure_report(
     result: RunResult,  # of a run that did not end well
 ) -> str:  # a few lines
@@ -1393,10 +1403,8 @@ def failure_report(
     manifest = result.manifests[-1]
     error, folder = manifest["error"], result.folder / find_stage(manifest["stage"]).folder
     first = next((line for line in error["source"].splitlines() if line.strip()), "")
-    record = read_json(result.folder / "run.json")
-    again = f"amhs run {record['pipeline']} --profile {record['profile']} --run {result.run_id} --from {manifest['stage']}"
     notebook = short_path(folder / "notebook.html")
-    lines = [result.verdict, f"    {first}" if first else "", f"Notebook: {notebook}", f"Again from there: {again}"]
+    lines = [result.verdict, f"    {first}" if first else "", f"Notebook: {notebook}", f"Again from there: {again_command(result)}"]
     return "\n".join(line for line in lines if line)
 
 # %% ../nbs/lib/17_runs.ipynb #678c6312
@@ -1421,15 +1429,20 @@ def _settle(hidden: Path) -> None:
             _settle_stage(hidden)
     shutil.rmtree(hidden, ignore_errors=True) if hidden.is_dir() else hidden.unlink(missing_ok=True)
 
-# %% ../nbs/lib/17_runs.ipynb #669cbdc2
+# %% ../nbs/lib/17_runs.ipynb #f9dd08d1
+def _says_running(run: Path) -> bool:
+    "Whether a run's record says that it is running; asked again once the lock is held, since it may just have ended."
+    return read_json(run / "run.json")["status"] == "running"
+
+# %% ../nbs/lib/17_runs.ipynb #e2db0564
 def recover(
     runs: Path | str | None = None,  # the folder of all runs; None: that of the settings
 ) -> list[str]:  # ids of the runs that were put in order
     "Put runs in order whose runner was killed."
     found = []
     for run in list_runs(runs):
-        if read_json(run / "run.json")["status"] == "running":
-            with contextlib.suppress(StageError), lock_run(run):  # a lock that is held: it really is running
+        with contextlib.suppress(StageError), contextlib.ExitStack() as held:  # a run that is locked really is running
+            if _says_running(run) and held.enter_context(lock_run(run)) and _says_running(run):
                 for hidden in sorted(p for p in run.glob(".*") if p.name != ".lock"):
                     _settle(hidden)
                 _put_record(run, status="killed", verdict="The runner was killed.")
@@ -1446,7 +1459,7 @@ def _put_record(run: Path, **changes: Any) -> dict:
         new.write_text(run_page(run), encoding="utf-8")
     return record
 
-# %% ../nbs/lib/17_runs.ipynb #50322dbe
+# %% ../nbs/lib/17_runs.ipynb #6b7952c4
 class Reporter:
     "Progress as plain lines."
 
@@ -1454,16 +1467,22 @@ class Reporter:
         self.write = write
 
     def begin(self, step: Step) -> None:
+        "A stage begins."
         self.name = f"{step.stage.number} {step.stage.name}"
         self.write(f"{self.name}: {step.stage.title}")
 
     def cell(self, cell: int, of: int) -> None:
+        "A code cell begins."
         self.write(f"{self.name}: cell {cell} of {of}")
 
     def end(self, manifest: dict) -> None:
+        "A stage ended."
         self.write(f"{self.name}: {manifest['status']}, {manifest['duration_s']:.1f} s, {manifest['peak_memory_mb']:,.0f} MB")
 
-# %% ../nbs/lib/17_runs.ipynb #aadcf4a8
+# %% ../nbs/lib/17_runs.ipynb #693b1fdb
+_MARKS = {"finished": "[green]✓[/]", "skipped": "[dim]–[/]", "gate failed": "[yellow]![/]"}
+
+# %% ../nbs/lib/17_runs.ipynb #bb716acb
 class LiveReporter(Reporter):
     "Progress as one moving line on a terminal, and a line per stage that ended."
 
@@ -1471,7 +1490,7 @@ class LiveReporter(Reporter):
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
         self.name = f"{step.stage.number} {step.stage.name}"
-        columns = (TextColumn("{task.description:<14}"), BarColumn(24), MofNCompleteColumn(), TextColumn("cells"), TimeElapsedColumn())
+        columns = (TextColumn("  {task.description:<14}"), BarColumn(24), MofNCompleteColumn(), TextColumn("cells"), TimeElapsedColumn())
         self.bar = Progress(*columns, transient=True)
         self.bar.start()
         self.task = self.bar.add_task(self.name, total=None)
@@ -1481,9 +1500,9 @@ class LiveReporter(Reporter):
 
     def end(self, manifest: dict) -> None:
         self.bar.stop()
-        mark = {"finished": "[green]✓[/]", "skipped": "[dim]–[/]", "gate failed": "[yellow]![/]"}.get(manifest["status"], "[red]✗[/]")
-        passed = f", {sum(g['passed'] for g in manifest['gates'])} of {len(manifest['gates'])} gates passed" if manifest["gates"] else ""
-        self.bar.console.print(f"{mark} {self.name:<14} {manifest['status']}, {manifest['duration_s']:.1f} s{passed}", highlight=False)
+        gates = [g["passed"] for g in manifest["gates"]]
+        said = f"{manifest['status']}, {manifest['duration_s']:.1f} s" + (f", {sum(gates)} of {len(gates)} gates passed" if gates else "")
+        self.bar.console.print(f"{_MARKS.get(manifest['status'], '[red]✗[/]')} {self.name:<14} {said}", highlight=False)
 
 # %% ../nbs/lib/17_runs.ipynb #6ae7471a
 def reporter() -> Reporter:  # live on a terminal, plain lines elsewhere
