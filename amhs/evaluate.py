@@ -833,59 +833,57 @@ def future_leaks(
     leaks = set().union(*(_unlike(before, table) for table in after))
     return [c for c in ["(rows)", *before.columns] if c in leaks]
 
-# %% ../nbs/lib/09_evaluate.ipynb #07d5dbbf
-def _partial_r2(
-    X: np.ndarray,  # float64 (rows, features), standardised
-    now: np.ndarray,  # float64 (rows,), standardised
-    y: np.ndarray,  # float64 (rows,), standardised
-) -> np.ndarray:  # float64 (features,)
-    "Squared partial correlation of every feature with y, given now."
-    n = len(y)
-    with_y, with_now, between = X.T @ y / n, X.T @ now / n, float(now @ y / n)
-    left = (1 - with_now**2) * (1 - between**2)
-    return np.where(left > 1e-6, (with_y - with_now * between) ** 2 / np.maximum(left, 1e-6), 0)
+# %% ../nbs/lib/09_evaluate.ipynb #c7564d4d
+_LOOK_BACK_MIN = (0, 1, 2, 3, 5, 7, 10, 15, 20, 25, 30)
 
-# %% ../nbs/lib/09_evaluate.ipynb #e76d6723
+def _recent(
+    targets: pd.DataFrame,  # with now
+) -> np.ndarray:  # float64 (rows, 11), level at these minutes before, NaN where the earlier row is absent
+    "The level's last half hour."
+    lines = sorted(targets.index.unique("line"))
+    ticks, now = _ticks(targets.index, lines), targets["now"].to_numpy("float64")
+    at = [np.minimum(np.searchsorted(ticks, ticks - back), len(ticks) - 1) for back in _LOOK_BACK_MIN]
+    return np.column_stack([np.where(ticks[i] == ticks - back, now[i], np.nan) for i, back in zip(at, _LOOK_BACK_MIN, strict=True)])
+
+# %% ../nbs/lib/09_evaluate.ipynb #ab3e8384
 def _standard(
-    values: np.ndarray,  # float (rows, ...)
+    values: np.ndarray,  # float (rows, columns)
 ) -> np.ndarray:  # float64, mean 0 and standard deviation 1; constant columns and gaps become 0
     "Standardised columns."
-    values = np.asarray(values, "float64")
-    values = np.where(np.isfinite(values), values, np.nan)
+    values = np.where(np.isfinite(values), np.asarray(values, "float64"), np.nan)
     values = np.where(np.isnan(values).all(0), 0, values)
     spread = np.nanstd(values, axis=0)
     return np.nan_to_num((values - np.nanmean(values, axis=0)) / np.where(spread > 0, spread, 1))
 
-# %% ../nbs/lib/09_evaluate.ipynb #fc8274fa
-def _past_change(
-    targets: pd.DataFrame,  # with now
-    minutes: int,  # how far back
-) -> np.ndarray:  # float64 (rows,), NaN where the earlier row is absent
-    "How the level changed over the minutes before each row."
-    lines = sorted(targets.index.unique("line"))
-    ticks, now = _ticks(targets.index, lines), targets["now"].to_numpy("float64")
-    at = np.minimum(np.searchsorted(ticks, ticks - minutes), len(ticks) - 1)
-    return np.where(ticks[at] == ticks - minutes, now - now[at], np.nan)
+# %% ../nbs/lib/09_evaluate.ipynb #cf464e9b
+def _partial_r2(
+    X: np.ndarray,  # float64 (rows, features), standardised
+    Y: np.ndarray,  # float64 (rows, outcomes), standardised
+    known: np.ndarray,  # float64 (rows, columns), standardised: what is taken out of both first
+) -> np.ndarray:  # float64 (features, outcomes)
+    "Squared partial correlations."
+    Q = np.linalg.qr(known)[0]
+    X, Y = X - Q @ (Q.T @ X), Y - Q @ (Q.T @ Y)
+    left = np.outer((X**2).sum(0), (Y**2).sum(0))
+    return np.where(left > (1e-6 * len(X)) ** 2, (X.T @ Y) ** 2 / np.maximum(left, 1e-12), 0)
 
-# %% ../nbs/lib/09_evaluate.ipynb #d251037d
+# %% ../nbs/lib/09_evaluate.ipynb #6bc71352
 def suspicious_features(
     features: pd.DataFrame,  # by (line, timestamp)
     targets: pd.DataFrame,  # what then happened
     limit: float = 0.5,  # share of the coming change that no single honest feature explains
     max_rows: int = 50_000,  # evenly spaced, for speed
-) -> pd.DataFrame:  # feature, future_r2, past_r2, suspicious; worst first
-    "How much of the future each feature explains alone, next to how much of the past."
+) -> pd.DataFrame:  # feature, explains (0 to 1), target it explains best, suspicious; worst first
+    "How much of the coming change each feature explains alone, given the level's last half hour."
     rows = features.index.intersection(targets.index)
-    targets = _at(targets, rows)
-    keep = np.flatnonzero(~np.isnan(past := _past_change(targets, 10)))
+    table = _at(targets, rows)
+    recent = _recent(table)
+    keep = np.flatnonzero(~np.isnan(recent).any(1))
     keep = keep[:: max(1, len(keep) // max_rows)]
-    X, table = _standard(_at(features, rows).iloc[keep]), targets.iloc[keep]
-    now = _standard(table["now"])
-    future = [_partial_r2(X, now, _standard(table[f"change_{t}_{h}"])) for h in _horizons(targets) for t in TARGETS]
-    past_r2 = _partial_r2(X, now, _standard(past[keep]))
-    found = pd.DataFrame({"feature": features.columns, "future_r2": np.max(future, axis=0), "past_r2": past_r2})
-    found["suspicious"] = (found["future_r2"] > limit) & (found["future_r2"] > found["past_r2"])
-    return found.sort_values("future_r2", ascending=False, ignore_index=True)
+    names = [f"change_{t}_{h}" for h in _horizons(targets) for t in TARGETS]
+    r2 = _partial_r2(*(_standard(part.to_numpy()[keep]) for part in (_at(features, rows), table[names])), _standard(recent[keep]))
+    found = pd.DataFrame({"feature": features.columns, "explains": r2.max(1), "target": np.array(names)[r2.argmax(1)]})
+    return found.assign(suspicious=found["explains"] > limit).sort_values("explains", ascending=False, ignore_index=True)
 
 # %% ../nbs/lib/09_evaluate.ipynb #04dc4932
 def split_leaks(
@@ -903,7 +901,7 @@ def split_leaks(
             said.append(f"only {between} minutes between {a} and {b}, {gap_min} are needed")
     return said
 
-# %% ../nbs/lib/09_evaluate.ipynb #7759d4e1
+# %% ../nbs/lib/09_evaluate.ipynb #f386c33f
 def leak_check(
     features: pd.DataFrame,  # by (line, timestamp)
     targets: pd.DataFrame,  # what then happened
@@ -915,7 +913,7 @@ def leak_check(
 ) -> pd.DataFrame:  # check, passed, found
     "Everything known about leaks, one row per check."
     suspects = suspicious_features(features, targets, limit).query("suspicious")
-    rows = [("no feature explains the future alone", [f"{s.feature} ({s.future_r2:.0%})" for s in suspects.itertuples()])]
+    rows = [("no feature explains the future alone", [f"{s.feature} ({s.explains:.0%} of {s.target})" for s in suspects.itertuples()])]
     if split is not None:
         rows.append(("split in time with a purge gap", split_leaks(split, targets.index if index is None else index)))
     if build is not None and telemetry is not None:
