@@ -52,7 +52,7 @@ def test_export_leaves_no_diff(tmp_path):
 @pytest.mark.parametrize("path", LIBRARY, ids=lambda p: p.stem)
 def test_library_notebook_runs(path):
     "Every example in the library holds."
-    done = subprocess.run([sys.executable, "-m", "nbdev.test", path], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([Path(sys.executable).with_name("nbdev-test"), path], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and "Success" in done.stdout + done.stderr, done.stdout + done.stderr
 
 
