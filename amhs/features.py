@@ -456,13 +456,13 @@ def _hub_capacity(
             f"{side}_capacity_mean_share": capacity.mean(30) / capacity.max(180), f"{side}_capacity_drop_age": capacity.age(180, 0.9),
             f"{side}_lifter_load_5": flows.mean(5) / capacity.mean(5), f"{side}_lifter_load_30": flows.mean(30) / capacity.mean(30)}
 
-# %% ../nbs/lib/05_features.ipynb #f4fcb05f
+# %% ../nbs/lib/05_features.ipynb #f5f5fae7
 def _hub_room() -> dict[str, Node]:
     "Room in the hub."
     free, jobs = _column("hub_free_slots"), _column("hub_jobs")
     filling = (free.mean(5, lag=5) - free.mean(5)) / 5
     return {"room_min_60": free.min(60), "room_change_5": free.last() - free.last(lag=5), "room_change_30": free.last() - free.last(lag=30),
-            "room_time_to_full_min": (free.last() / filling.most(0.1)).least(240), "room_jobs_ratio": jobs.last() / free.last()}
+            "room_time_to_full_min": (free.last() / filling.most(0.1)).least(240), "room_jobs_ratio": jobs.last() / free.last(), "total_commands": Series(columns_of("command")).last()}
 
 # %% ../nbs/lib/05_features.ipynb #7d203b34
 def _hub_upstream() -> dict[str, Node]:
@@ -513,25 +513,35 @@ def _next(
     "The window of the next minutes, in a series that ends at the longest horizon."
     return {"length": horizon_min, "lag": max(HORIZONS_MIN) - horizon_min}
 
-# %% ../nbs/lib/05_features.ipynb #48e550c1
-def _hub_profile(
+# %% ../nbs/lib/05_features.ipynb #4457aee0
+def _hub_expected(
     name: str,  # of the series
     series: Series,
 ) -> dict[str, Node]:
-    "A series expected from the last days: level of the next minutes, and how today differs so far."
-    before = _next(0)["lag"]
-    expected = {f"{name}_expected_{h}": _on_past_days(series, lambda s: s.mean(**_next(h))) for h in HORIZONS_MIN}
-    week = replace(series, ago=PROFILE_DAYS * DAY_MIN - max(HORIZONS_MIN))
-    return {**expected, **{f"{name}_week_ago_{h}": week.mean(**_next(h)) for h in HORIZONS_MIN},
-            f"{name}_above_days_30": series.mean(30) - _on_past_days(series, lambda s: s.mean(30, lag=before))}
+    "What a series did in the minutes after this time of day."
+    reach = max(HORIZONS_MIN)
+    at = {f"{name}_expected_at_{m}": _on_past_days(series, lambda s: s.last(reach - m)) for m in (1, 2, 3)}
+    over = {f"{name}_expected_{h}": _on_past_days(series, lambda s: s.mean(**_next(h))) for h in (5, *HORIZONS_MIN)}
+    week = replace(series, ago=PROFILE_DAYS * DAY_MIN - reach)
+    return {**at, **over, **{f"{name}_week_ago_{h}": week.mean(**_next(h)) for h in HORIZONS_MIN}}
 
-# %% ../nbs/lib/05_features.ipynb #ee1e01da
-def _hub_profile_jobs() -> dict[str, Node]:
+# %% ../nbs/lib/05_features.ipynb #6106f374
+def _hub_unlike_days(
+    name: str,  # of the series
+    series: Series,
+    lengths: Sequence[int],  # minutes
+) -> dict[str, Node]:
+    "How far a series is from where it was on other days at this time."
+    return {f"{name}_above_days_{n}": series.mean(n) - _on_past_days(series, lambda s: s.mean(n, max(HORIZONS_MIN))) for n in lengths}
+
+# %% ../nbs/lib/05_features.ipynb #1ec5310b
+def _hub_expected_jobs() -> dict[str, Node]:
     "What the queue did from this minute of the day on."
-    jobs, now = _column("hub_jobs"), {"lag": max(HORIZONS_MIN)}
-    rise = {f"hub_jobs_expected_rise_{h}": _on_past_days(jobs, lambda s: s.mean(**_next(h)) - s.last(**now)) for h in HORIZONS_MIN}
-    peak = {f"hub_jobs_expected_peak_{h}": _on_past_days(jobs, lambda s: s.max(**_next(h)) - s.last(**now)) for h in HORIZONS_MIN}
-    return {**rise, **peak, "hub_jobs_above_days": jobs.mean(5) - _on_past_days(jobs, lambda s: s.mean(5, **now))}
+    jobs, now, first = _column("hub_jobs"), max(HORIZONS_MIN), min(HORIZONS_MIN)
+    rise = {f"hub_jobs_expected_rise_{h}": _on_past_days(jobs, lambda s: s.mean(**_next(h)) - s.last(now)) for h in HORIZONS_MIN}
+    peak = {f"hub_jobs_expected_peak_{h}": _on_past_days(jobs, lambda s: s.max(**_next(h)) - s.last(now)) for h in HORIZONS_MIN}
+    days = {day: replace(jobs, ago=day * DAY_MIN - now) for day in (1, PROFILE_DAYS)}
+    return {**rise, **peak, **{f"hub_jobs_peak_{first}_days_ago_{day}": s.max(**_next(first)) - s.last(now) for day, s in days.items()}}
 
 # %% ../nbs/lib/05_features.ipynb #38c9e0db
 def _hub_columns() -> list[Feature]:
@@ -539,13 +549,15 @@ def _hub_columns() -> list[Feature]:
     detail = [f for g in HUB_DETAIL_GROUPS for c in columns_of(g) for f in _grouped(g, _hub_detail(c))]
     return detail + [f for g in ("inflow", "outflow") for c in columns_of(g) for f in _grouped(g, _hub_flow(c))]
 
-# %% ../nbs/lib/05_features.ipynb #c42705a7
+# %% ../nbs/lib/05_features.ipynb #3a2a2bca
 def _hub_profiles() -> list[Feature]:
     "What the last days let expect."
-    net = Series(columns_of("inflow"), columns_of("outflow"))
-    series = {"inflow": Series(net.plus), "outflow": Series(net.minus), "created": _column("fab_queue_created")}
-    profiles = [f for name, s in series.items() for f in _grouped("profile", _hub_profile(name, s))]
-    return profiles + _grouped("profile", _hub_profile_jobs())
+    inflow, outflow, jobs = Series(columns_of("inflow")), Series(columns_of("outflow")), _column("hub_jobs")
+    return _grouped("profile", {
+        **_hub_expected("inflow", inflow), **_hub_expected("outflow", outflow), **_hub_expected_jobs(),
+        **_hub_expected("created", _column("fab_queue_created")), **_hub_unlike_days("hub_jobs", jobs, (5, 60, 180)),
+        **_hub_unlike_days("inflow", inflow, (30, 60, 180)), **_hub_unlike_days("outflow", outflow, (30, 60, 180)),
+        **_hub_unlike_days("hub_total_time", _column("hub_total_time"), (60,))})
 
 # %% ../nbs/lib/05_features.ipynb #d31770b1
 def hub_features(

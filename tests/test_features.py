@@ -109,14 +109,14 @@ def test_the_newest_window_is_the_history_to_the_bit(feature_set, lost):
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.sampled_from(sorted(FEATURE_SETS)), st.sets(st.integers(10_200, 11_999), min_size=1, max_size=700), st.integers(1, 4))
+@given(st.sampled_from(sorted(FEATURE_SETS)), st.sets(st.integers(10_300, 11_999), min_size=1, max_size=700), st.integers(1, 4))
 def test_rows_do_not_depend_on_their_neighbours(feature_set, ends, threads):
     "Any choice of rows, cut into any tiles, on any number of threads, is the same to the bit."
     kernel, values = kernel_input(feature_set, lost=0.001)
-    everything = np.arange(10_200, 12_000)
+    everything = np.arange(10_300, 12_000)
     whole = kernel.matrix(values, everything, everything, threads=1)
     ends = np.array(sorted(ends))
-    assert kernel.matrix(values, ends, ends, threads=threads).tobytes() == whole[ends - 10_200].T.copy().T.tobytes()
+    assert kernel.matrix(values, ends, ends, threads=threads).tobytes() == whole[ends - 10_300].T.copy().T.tobytes()
 
 
 @pytest.mark.parametrize("feature_set", FEATURE_SETS)
@@ -153,7 +153,7 @@ def hub_expected(telemetry, end):
     high = np.flatnonzero(w(capacity, 180) >= 0.9 * w(capacity, 180).max())
     flows = x["upper_to_hub_jobs"] + x["hub_to_upper_jobs"]
     filling = (w(x["hub_free_slots"], 5, 5).mean() - w(x["hub_free_slots"], 5).mean()) / 5
-    days = [end - 1440 * d for d in range(1, 8) if end - 1440 * d - 30 >= 0]
+    days = [end - 1440 * d for d in range(1, 8) if end - 1440 * d - 180 >= 0]
     local = t.timestamp.iloc[end].tz_convert("Asia/Seoul")
     return {
         "hub_jobs_mean_180": w(jobs, 180).mean(), "hub_jobs_change_15": jobs[end] - jobs[end - 15], "hub_jobs_std_60": w(jobs, 60).std(),
@@ -174,7 +174,9 @@ def hub_expected(telemetry, end):
         "outflow_above_days_30": w(outflow, 30).mean() - np.mean([outflow[d - 29 : d + 1].mean() for d in days]),
         "hub_jobs_expected_rise_25": np.mean([jobs[d + 1 : d + 26].mean() - jobs[d] for d in days]),
         "hub_jobs_expected_peak_10": np.mean([jobs[d + 1 : d + 11].max() - jobs[d] for d in days]),
-        "hub_jobs_above_days": w(jobs, 5).mean() - np.mean([jobs[d - 4 : d + 1].mean() for d in days]),
+        "hub_jobs_above_days_5": w(jobs, 5).mean() - np.mean([jobs[d - 4 : d + 1].mean() for d in days]),
+        "inflow_expected_at_2": np.mean([inflow[d + 2] for d in days]), "outflow_expected_5": np.mean([outflow[d + 1 : d + 6].mean() for d in days]),
+        "hub_jobs_peak_10_days_ago_1": jobs[end - 1439 : end - 1429].max() - jobs[end - 1440],
         "created_week_ago_25": x["fab_queue_created"][end - 10079 : end - 10054].mean() if end >= 10080 else np.nan,
     }  # fmt: skip
 
@@ -182,7 +184,8 @@ def hub_expected(telemetry, end):
 def test_hub_features_are_what_their_prose_says():
     telemetry = feed(12_000, seed=9)
     features = build_features(telemetry, "hub", "simulated")
-    for end in [*np.random.default_rng(2).integers(1500, 12_000, 40), 11_999]:
+    late_in_the_day = [end for end in np.random.default_rng(2).integers(1700, 12_000, 50) if end % 1440 > 300]  # all or no memory of a day
+    for end in [*late_in_the_day, 11_999]:
         expected = hub_expected(telemetry, end)
         found = features.iloc[end - 29][list(expected)].astype("float64")
         assert found.to_dict() == pytest.approx(expected, rel=1e-4, abs=1e-4, nan_ok=True)
