@@ -11,8 +11,8 @@ __all__ = ['STAGES', 'PIPELINES', 'GOOD', 'Deliverable', 'Stage', 'find_stage', 
            'parameters_table', 'run_stage', 'run_page', 'RunResult', 'short_path', 'again_command', 'failure_report',
            'recover', 'Reporter', 'LiveReporter', 'reporter', 'run_pipeline']
 
-# %% ../nbs/lib/17_runs.ipynb #ff8b502b
-import ast, base64, contextlib, fcntl, html, importlib.metadata, json, logging, math, operator, os, platform, re
+# %% ../nbs/lib/17_runs.ipynb #0b3fa19d
+import ast, base64, contextlib, fcntl, html, importlib.metadata, io, json, logging, math, operator, os, platform, re
 import shlex, shutil, signal, subprocess, sys, tempfile, time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -425,12 +425,13 @@ def skip(
     self.skipped = reason
     _save_results(self)
 
-# %% ../nbs/lib/17_runs.ipynb #af38c4ae
+# %% ../nbs/lib/17_runs.ipynb #1372fc8a
 def _cell_text(value: Any) -> str:
     "A table cell for people: numbers short, bars escaped."
     value = _plain(value)
-    if isinstance(value, float):
-        value = f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+    if isinstance(value, int | float) and abs(value) >= 1e4:
+        value = f"{value:,.0f}"
+    value = f"{value:.4g}" if isinstance(value, float) else value
     return "–" if value is None else " ".join(str(value).split()).replace("|", "\\|")
 
 # %% ../nbs/lib/17_runs.ipynb #0959de4c
@@ -606,7 +607,21 @@ def _given(stage: Stage, params: StageParams, folder: Path) -> dict:
                          fix="assign parameters nowhere but in the parameters cell")
     return given
 
-# %% ../nbs/lib/17_runs.ipynb #60939676
+# %% ../nbs/lib/17_runs.ipynb #090a3b34
+def _png(figure: Any) -> bytes:
+    "A figure as a PNG file's bytes."
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
+    return buffer.getvalue()
+
+# %% ../nbs/lib/17_runs.ipynb #c4fa23e2
+def _show_figures() -> None:
+    "Have the notebook that calls this show figures as pictures."
+    ipython = sys.modules.get("IPython")
+    if shell := ipython and ipython.get_ipython():
+        shell.display_formatter.formatters["image/png"].for_type_by_name("matplotlib.figure", "Figure", _png)
+
+# %% ../nbs/lib/17_runs.ipynb #096a5cd5
 def begin(
     stage: str,  # the stage's name
     namespace: Mapping[str, Any],  # the notebook's `globals()`
@@ -614,6 +629,7 @@ def begin(
     "Begin a stage in its notebook, under the runner or by hand."
     row = find_stage(stage)
     params = _collect(row, namespace)
+    _show_figures()
     if folder := os.environ.get("AMHS_STAGE_DIR"):
         folder, given = Path(folder), _given(row, params, Path(folder))
     else:
@@ -1236,11 +1252,11 @@ def _numbers(found: dict[str, dict]) -> str:
                   _tag("small", stage)) for stage, n, m in shown]
     return _tag("div", *boxes, class_="numbers")
 
-# %% ../nbs/lib/17_runs.ipynb #e26afcab
+# %% ../nbs/lib/17_runs.ipynb #ad3edd1d
 def _gate_row(manifest: dict, gate: dict) -> tuple[str, ...]:
     "A gate as cells of the gates table."
     verdict = _tag("span", "pass" if gate["passed"] else "FAIL", class_=f"badge {'good' if gate['passed'] else 'bad'}")
-    limit = _tag("nobr", html.escape(gate["op"]), " ", _shown(gate["limit"]))
+    limit = _tag("span", html.escape(gate["op"]), " ", _shown(gate["limit"]), style="white-space: nowrap")
     stage = _link(f"#{manifest['stage']}", f"{manifest['number']} {manifest['stage']}")
     return html.escape(gate["name"]), verdict, _shown(gate["value"]), limit, stage, html.escape(gate["why"])
 

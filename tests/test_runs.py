@@ -372,6 +372,11 @@ def test_a_name_that_is_taken_or_strange_is_refused(toy):
 # --- by hand, as in JupyterLab ---------------------------------------------------------------------------------------
 
 
+def test_figures_are_seen_in_the_executed_notebook(toy):
+    _, manifest, folder = one(toy, "from matplotlib.figure import Figure\nfig = Figure((2, 1)); fig.subplots().plot([1, 2]); fig")
+    assert manifest["status"] == "finished" and "data:image/png;base64," in (folder / "notebook.html").read_text()
+
+
 def test_by_hand_equals_batch(toy, monkeypatch):
     import nbformat
     from nbclient import NotebookClient
@@ -417,6 +422,11 @@ def test_any_table_survives_as_markdown(rows):
     frame = pd.DataFrame(rows, columns=["name", "a | b", "count"])
     found = runs.markdown_html(runs.markdown_table(frame))
     assert (found.count("<th "), found.count("<td ")) == (3, 3 * len(rows))
+
+
+def test_numbers_are_short():
+    frame = pd.DataFrame({"rows": [259200, 2026], "share": [0.123456, 1234.5], "big": [123456.7, float("nan")], "ok": [True, False]})
+    assert runs.markdown_table(frame).splitlines()[2:] == ["| 259,200 | 0.1235 | 123,457 | True |", "| 2026 | 1234 | – | False |"]
 
 
 def test_documents_do_not_run_what_they_quote():
