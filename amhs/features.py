@@ -8,7 +8,7 @@ __all__ = ['V8_WINDOW_GROUPS', 'HUB_DETAIL_GROUPS', 'DAY_MIN', 'WEEK_MIN', 'THUR
            'Series', 'Window', 'Number', 'Map', 'Clock', 'Average', 'Feature', 'v8_features', 'hub_features', 'Op',
            'Program', 'Step', 'FeatureKernel', 'compile_features', 'feature_table', 'build_features']
 
-# %% ../nbs/lib/05_features.ipynb #0c3c2c74
+# %% ../nbs/lib/05_features.ipynb #3614e695
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from datetime import datetime
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
@@ -25,10 +25,10 @@ import pandas as pd
 from fastcore.basics import patch
 from numba import njit
 
-# %% ../nbs/lib/05_features.ipynb #de408892
+# %% ../nbs/lib/05_features.ipynb #792e6eda
 from .config import HORIZONS_MIN, WINDOW_MIN, Site, Thresholds, load_site
 from .core import InputError, ParameterError, nearest
-from .telemetry import COLUMNS, columns_of, fill_gaps, minute_numbers
+from .telemetry import COLUMNS, check_telemetry, columns_of, fill_gaps, minute_numbers
 
 # %% ../nbs/lib/05_features.ipynb #355f64ac
 class Node:
@@ -513,17 +513,24 @@ def _next(
     "The window of the next minutes, in a series that ends at the longest horizon."
     return {"length": horizon_min, "lag": max(HORIZONS_MIN) - horizon_min}
 
-# %% ../nbs/lib/05_features.ipynb #4457aee0
+# %% ../nbs/lib/05_features.ipynb #d4db56bd
 def _hub_expected(
     name: str,  # of the series
     series: Series,
 ) -> dict[str, Node]:
-    "What a series did in the minutes after this time of day."
+    "What a series did over the minutes after this time of day."
+    return {f"{name}_expected_{h}": _on_past_days(series, lambda s: s.mean(**_next(h))) for h in (5, *HORIZONS_MIN)}
+
+# %% ../nbs/lib/05_features.ipynb #17135052
+def _hub_timetable(
+    name: str,  # of the series
+    series: Series,
+) -> dict[str, Node]:
+    "What a series did in each of the minutes after this time of day, and on the same weekday."
     reach = max(HORIZONS_MIN)
     at = {f"{name}_expected_at_{m}": _on_past_days(series, lambda s: s.last(reach - m)) for m in (1, 2, 3)}
-    over = {f"{name}_expected_{h}": _on_past_days(series, lambda s: s.mean(**_next(h))) for h in (5, *HORIZONS_MIN)}
     week = replace(series, ago=PROFILE_DAYS * DAY_MIN - reach)
-    return {**at, **over, **{f"{name}_week_ago_{h}": week.mean(**_next(h)) for h in HORIZONS_MIN}}
+    return {**at, **{f"{name}_week_ago_{h}": week.mean(**_next(h)) for h in HORIZONS_MIN}}
 
 # %% ../nbs/lib/05_features.ipynb #6106f374
 def _hub_unlike_days(
@@ -549,15 +556,15 @@ def _hub_columns() -> list[Feature]:
     detail = [f for g in HUB_DETAIL_GROUPS for c in columns_of(g) for f in _grouped(g, _hub_detail(c))]
     return detail + [f for g in ("inflow", "outflow") for c in columns_of(g) for f in _grouped(g, _hub_flow(c))]
 
-# %% ../nbs/lib/05_features.ipynb #3a2a2bca
+# %% ../nbs/lib/05_features.ipynb #7dccc8c9
 def _hub_profiles() -> list[Feature]:
     "What the last days let expect."
     inflow, outflow, jobs = Series(columns_of("inflow")), Series(columns_of("outflow")), _column("hub_jobs")
     return _grouped("profile", {
-        **_hub_expected("inflow", inflow), **_hub_expected("outflow", outflow), **_hub_expected_jobs(),
-        **_hub_expected("created", _column("fab_queue_created")), **_hub_unlike_days("hub_jobs", jobs, (5, 60, 180)),
-        **_hub_unlike_days("inflow", inflow, (30, 60, 180)), **_hub_unlike_days("outflow", outflow, (30, 60, 180)),
-        **_hub_unlike_days("hub_total_time", _column("hub_total_time"), (60,))})
+        **_hub_expected("inflow", inflow), **_hub_expected("outflow", outflow), **_hub_expected("created", _column("fab_queue_created")),
+        **_hub_timetable("inflow", inflow), **_hub_timetable("outflow", outflow), **_hub_expected_jobs(),
+        **_hub_unlike_days("hub_jobs", jobs, (5, 60)), **_hub_unlike_days("inflow", inflow, (30, 60)),
+        **_hub_unlike_days("outflow", outflow, (30, 60)), **_hub_unlike_days("hub_total_time", _column("hub_total_time"), (60,))})
 
 # %% ../nbs/lib/05_features.ipynb #d31770b1
 def hub_features(
@@ -593,31 +600,55 @@ def _fill(number, out):
     for i in range(len(out)):
         out[i] = number
 
-# %% ../nbs/lib/05_features.ipynb #320a93b9
+# %% ../nbs/lib/05_features.ipynb #07be0230
 @njit(error_model="numpy")
 def _load(
     values,  # float32 (columns, minutes)
     columns,  # int (k,): which to add up; -1 ends the list
-    signs,  # float64 (k,): 1 or -1
+    signs,  # float64 (k,): 1 or -1; the first is 1
     first,  # first minute
     x,  # float64 (minutes of the tile,), written
 ):
     "Add up the columns of a series."
-    _fill(0.0, x)
-    for k in range(len(columns)):
+    _copy(values[columns[0]][first:], x)
+    for k in range(1, len(columns)):
         if columns[k] >= 0:
-            source, sign = values[columns[k]][first : first + len(x)], signs[k]
+            source, sign = values[columns[k]][first:], signs[k]
             for i in range(len(x)):
                 x[i] += sign * source[i]
 
-# %% ../nbs/lib/05_features.ipynb #ee2d11c4
+# %% ../nbs/lib/05_features.ipynb #abfa459c
 @njit(error_model="numpy")
-def _sum5(x, out):
-    "Sum of five minutes, by the minute it ends at."
-    a, b, c, d, e = x, x[1:], x[2:], x[3:], x[4:]
-    for i in range(len(e)):
-        out[i + 4] = a[i] + b[i] + c[i] + d[i] + e[i]
+def _add(a, b):
+    "The sum of two numbers."
+    return a + b
 
+@njit(error_model="numpy")
+def _higher(a, b):
+    "The higher of two numbers; NaN if one is."
+    return b if b > a or b != b else a
+
+@njit(error_model="numpy")
+def _lower(a, b):
+    "The lower of two numbers; NaN if one is."
+    return b if b < a or b != b else a
+
+# %% ../nbs/lib/05_features.ipynb #868ffcd3
+def _five_by(
+    combine: Callable,  # compiled function of two numbers
+) -> Callable:  # compiled: series, and where to write
+    "Five minutes combined, by the minute they end at."
+    @njit(error_model="numpy")
+    def of_five(x, out):
+        a, b, c, d, e = x, x[1:], x[2:], x[3:], x[4:]
+        for i in range(len(e)):
+            out[i + 4] = combine(combine(combine(combine(a[i], b[i]), c[i]), d[i]), e[i])
+    return of_five
+
+# %% ../nbs/lib/05_features.ipynb #66aaaded
+_sum5, _high5, _low5 = map(_five_by, (_add, _higher, _lower))
+
+# %% ../nbs/lib/05_features.ipynb #d10ec80e
 @njit(error_model="numpy")
 def _tilt5(x, out):
     "Sum of five minutes weighted -2, -1, 0, 1, 2."
@@ -634,81 +665,49 @@ def _spread5(x, sums, out):
         m = s[i] / 5.0
         out[i + 4] = (a[i] - m) ** 2 + (b[i] - m) ** 2 + (c[i] - m) ** 2 + (d[i] - m) ** 2 + (e[i] - m) ** 2
 
-# %% ../nbs/lib/05_features.ipynb #1d87c011
-@njit(error_model="numpy")
-def _higher(a, b):
-    "The higher of two numbers; NaN if one is."
-    return b if b > a or b != b else a
+# %% ../nbs/lib/05_features.ipynb #d2b56765
+def _blocks_by(
+    combine: Callable,  # compiled function of two numbers
+) -> Callable:  # compiled: blocks by the minute they end at, position of the oldest of the first row, how many, where to write
+    "The blocks of a window combined, oldest first; three at a time, which spares fetching `out`."
+    @njit(error_model="numpy")
+    def of_blocks(parts, first, blocks, out):
+        _copy(parts[first:], out)
+        for b in range(1, blocks - 2, 3):
+            at = first + BLOCK_MIN * b
+            p, q, r = parts[at:], parts[at + BLOCK_MIN :], parts[at + 2 * BLOCK_MIN :]
+            for i in range(len(out)):
+                out[i] = combine(combine(combine(out[i], p[i]), q[i]), r[i])
+        for b in range(blocks - (blocks - 1) % 3, blocks):
+            p = parts[first + BLOCK_MIN * b :]
+            for i in range(len(out)):
+                out[i] = combine(out[i], p[i])
+    return of_blocks
 
-@njit(error_model="numpy")
-def _lower(a, b):
-    "The lower of two numbers; NaN if one is."
-    return b if b < a or b != b else a
+# %% ../nbs/lib/05_features.ipynb #cd82f866
+_sum, _highest, _lowest = map(_blocks_by, (_add, _higher, _lower))
 
-# %% ../nbs/lib/05_features.ipynb #bf7bf80e
+# %% ../nbs/lib/05_features.ipynb #99c2eafc
 @njit(error_model="numpy")
-def _high5(x, out):
-    "Highest of five minutes."
-    a, b, c, d, e = x, x[1:], x[2:], x[3:], x[4:]
-    for i in range(len(e)):
-        out[i + 4] = _higher(_higher(_higher(_higher(a[i], b[i]), c[i]), d[i]), e[i])
-
-@njit(error_model="numpy")
-def _low5(x, out):
-    "Lowest of five minutes."
-    a, b, c, d, e = x, x[1:], x[2:], x[3:], x[4:]
-    for i in range(len(e)):
-        out[i + 4] = _lower(_lower(_lower(_lower(a[i], b[i]), c[i]), d[i]), e[i])
-
-# %% ../nbs/lib/05_features.ipynb #ea5173a1
-@njit(error_model="numpy")
-def _mean(
-    sums,  # float64 (minutes,), block sums
-    first,  # position of the oldest block of the first row
-    blocks,  # blocks in a window
-    out,  # float64 (rows,), written
-):
+def _mean(sums, first, blocks, out):
     "Mean of a window."
-    _fill(0.0, out)
-    for b in range(blocks):
-        part = sums[first + BLOCK_MIN * b :]
-        for i in range(len(out)):
-            out[i] += part[i]
+    _sum(sums, first, blocks, out)
     for i in range(len(out)):
         out[i] /= BLOCK_MIN * blocks
 
-# %% ../nbs/lib/05_features.ipynb #832dd03f
+# %% ../nbs/lib/05_features.ipynb #34364a8f
 @njit(error_model="numpy")
 def _std(sums, spread, first, blocks, mean, out):
     "Population standard deviation of a window."
     _mean(sums, first, blocks, mean)
-    _fill(0.0, out)
+    _sum(spread, first, blocks, out)
     for b in range(blocks):
-        s, q = sums[first + BLOCK_MIN * b :], spread[first + BLOCK_MIN * b :]
+        s = sums[first + BLOCK_MIN * b :]
         for i in range(len(out)):
             apart = s[i] - BLOCK_MIN * mean[i]
-            out[i] += BLOCK_MIN * q[i] + apart * apart
+            out[i] += 0.2 * apart * apart
     for i in range(len(out)):
-        out[i] = np.sqrt(out[i] / (BLOCK_MIN * BLOCK_MIN * blocks))
-
-# %% ../nbs/lib/05_features.ipynb #4d64dcd4
-@njit(error_model="numpy")
-def _max(high, first, blocks, out):
-    "Highest of a window."
-    _fill(-np.inf, out)
-    for b in range(blocks):
-        part = high[first + BLOCK_MIN * b :]
-        for i in range(len(out)):
-            out[i] = _higher(out[i], part[i])
-
-@njit(error_model="numpy")
-def _min(low, first, blocks, out):
-    "Lowest of a window."
-    _fill(np.inf, out)
-    for b in range(blocks):
-        part = low[first + BLOCK_MIN * b :]
-        for i in range(len(out)):
-            out[i] = _lower(out[i], part[i])
+        out[i] = np.sqrt(out[i] / (BLOCK_MIN * blocks))
 
 # %% ../nbs/lib/05_features.ipynb #602585b8
 @njit(error_model="numpy")
@@ -736,11 +735,11 @@ def _ewma(sums, first, blocks, half_life, out):
     for i in range(len(out)):
         out[i] /= weight
 
-# %% ../nbs/lib/05_features.ipynb #03cc5572
+# %% ../nbs/lib/05_features.ipynb #682759ca
 @njit(error_model="numpy")
 def _age(x, high, first, blocks, share, level, out):
     "Minutes since a series was at `share` of its highest of a window; NaN if a minute is missing."
-    _max(high, first, blocks, level)
+    _highest(high, first, blocks, level)
     _fill(0.0, out)
     for m in range(BLOCK_MIN * blocks):
         part = x[first - BLOCK_MIN + 1 + m :]
@@ -820,7 +819,7 @@ def _summarise(op, x, work):
     elif op == Op.LOW:
         _low5(x, work[LOW5])
 
-# %% ../nbs/lib/05_features.ipynb #5b87de0b
+# %% ../nbs/lib/05_features.ipynb #66681b8c
 @njit(error_model="numpy")
 def _look(op, first, blocks, number, work, out):
     "Look through a window of the loaded series."
@@ -831,9 +830,9 @@ def _look(op, first, blocks, number, work, out):
     elif op == Op.STD:
         _std(work[SUM5], work[SPREAD5], first, blocks, work[SCRATCH], out)
     elif op == Op.MAX:
-        _max(work[HIGH5], first, blocks, out)
+        _highest(work[HIGH5], first, blocks, out)
     elif op == Op.MIN:
-        _min(work[LOW5], first, blocks, out)
+        _lowest(work[LOW5], first, blocks, out)
     elif op == Op.SLOPE:
         _slope(work[SUM5], work[TILT5], first, blocks, out)
     elif op == Op.EWMA:
@@ -885,8 +884,8 @@ def _tile(program, values, end, minute_of_week, work, registers, out, at):
         if program.feature[k] >= 0:
             _copy(to, out[program.feature[k]][at : at + rows])
 
-# %% ../nbs/lib/05_features.ipynb #24acc9b2
-TILE = 256  # rows
+# %% ../nbs/lib/05_features.ipynb #dfde0af2
+TILE = 1024  # rows
 
 # %% ../nbs/lib/05_features.ipynb #00041d43
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -1078,17 +1077,28 @@ class FeatureKernel:
     def program(self) -> Program:
         return _program([f.value for f in self.features], self.columns)
 
-# %% ../nbs/lib/05_features.ipynb #2848097e
+# %% ../nbs/lib/05_features.ipynb #d0b23786
+@lru_cache(maxsize=32)
+def _compiled(
+    feature_set: str,  # a name
+    limits: Thresholds,  # of the site
+    columns: tuple[str, ...],  # those the site has
+    timezone: str,  # of the site
+) -> FeatureKernel:
+    "A compiled set, kept: writing the program takes as long as running it on a week."
+    return FeatureKernel(_features(feature_set, limits), columns, timezone)
+
+# %% ../nbs/lib/05_features.ipynb #ff69f397
 def compile_features(
     feature_set: str = "v8",  # a name in FEATURE_SETS
     columns: Sequence[str] = COLUMNS,  # those the site has; others than the schema's are ignored
     site: Site | str | None = None,  # whose thresholds and time zone count; None: the simulated hub
 ) -> FeatureKernel:  # with `names`, `columns`, `missing`, `history_min`, `memory_min`, `matrix` and `row`
     "Compile a feature set for the columns of a site."
-    site, known = load_site(site), [c for c in COLUMNS if c in columns]
+    site, known = load_site(site), tuple(c for c in COLUMNS if c in columns)
     if "hub_jobs" not in known:
         raise InputError("features need the column hub_jobs", got=list(columns), fix="map it in the site's profile")
-    return FeatureKernel(_features(feature_set, site.thresholds), known, site.timezone)
+    return _compiled(feature_set, site.thresholds, known, site.timezone)
 
 # %% ../nbs/lib/05_features.ipynb #6030e1c2
 def feature_table(
@@ -1250,16 +1260,26 @@ def _index(
     times = pd.DatetimeIndex(known.astype("datetime64[m]").astype("datetime64[us]")).tz_localize("UTC")
     return pd.MultiIndex([lines, times], [line, code], names=["line", "timestamp"], verify_integrity=False)
 
-# %% ../nbs/lib/05_features.ipynb #b43da7c5
+# %% ../nbs/lib/05_features.ipynb #44f71836
+def _is_whole(
+    telemetry: pd.DataFrame,  # checked
+) -> bool:
+    "Is every minute there, and every value?"
+    line, minute = telemetry["line"].array, minute_numbers(telemetry)
+    same_line = np.asarray(line[1:] == line[:-1], bool)
+    numbers = [telemetry[c].to_numpy() for c in COLUMNS if c in telemetry]
+    return bool((np.diff(minute)[same_line] == 1).all()) and not any(np.isnan(x).any() for x in numbers)
+
+# %% ../nbs/lib/05_features.ipynb #2d246e03
 def build_features(
     telemetry: pd.DataFrame,  # one row per line and minute; any of the schema's columns
     feature_set: str = "v8",  # a name in FEATURE_SETS
     site: Site | str | None = None,  # whose thresholds, gap policy and time zone count; None: the simulated hub
 ) -> pd.DataFrame:  # float32, index (line, timestamp), one row per minute whose last 30 minutes are usable
     "Features of every minute; those the site cannot make are named in `attrs['missing_features']`."
-    site = load_site(site)
+    site, telemetry = load_site(site), check_telemetry(telemetry)
     kernel = compile_features(feature_set, telemetry.columns, site)
-    filled = fill_gaps(telemetry, site)
+    filled = telemetry if _is_whole(telemetry) else fill_gaps(telemetry, site)
     (line, lines), minute = pd.factorize(filled["line"]), minute_numbers(filled)
     places, usable = _places(line, minute, kernel.memory_min), _usable(line, minute, kernel.history_min)
     found = kernel.matrix(_by_column(filled, kernel.columns, places), places[usable], minute[usable])

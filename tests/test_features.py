@@ -177,7 +177,7 @@ def hub_expected(telemetry, end):
         "hub_jobs_above_days_5": w(jobs, 5).mean() - np.mean([jobs[d - 4 : d + 1].mean() for d in days]),
         "inflow_expected_at_2": np.mean([inflow[d + 2] for d in days]), "outflow_expected_5": np.mean([outflow[d + 1 : d + 6].mean() for d in days]),
         "hub_jobs_peak_10_days_ago_1": jobs[end - 1439 : end - 1429].max() - jobs[end - 1440],
-        "created_week_ago_25": x["fab_queue_created"][end - 10079 : end - 10054].mean() if end >= 10080 else np.nan,
+        "inflow_week_ago_25": inflow[end - 10079 : end - 10054].mean() if end >= 10080 else np.nan,
     }  # fmt: skip
 
 
