@@ -8,13 +8,14 @@ __all__ = ['SCHEMA', 'COLUMNS', 'PREDICTORS', 'RANGES', 'RULES', 'Column', 'colu
            'read_number', 'read_time', 'FileReport', 'ImportReport', 'import_files', 'fill_gaps', 'nycflights_source',
            'import_nycflights', 'concepts', 'propose_site']
 
-# %% ../nbs/lib/02_telemetry.ipynb #a60fa92d
+# %% ../nbs/lib/02_telemetry.ipynb #f6afe26d
 import codecs, csv, datetime, difflib, fcntl, gzip, hashlib, importlib.util, io, json, os, re, shutil, tempfile, unicodedata, zipfile, zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 from urllib.parse import quote, unquote
@@ -187,11 +188,11 @@ def _part(line: str, day: str) -> str:
     "Where the rows of a line and day live."
     return f"line={quote(line, safe='')}/day={day}/part.parquet"
 
-# %% ../nbs/lib/02_telemetry.ipynb #bb444907
+# %% ../nbs/lib/02_telemetry.ipynb #f127149f
 def _parts(folder: Path) -> dict[tuple[str, str], Path]:
     "The files of a data set, those of an unfinished publication first."
     found: dict[tuple[str, str], Path] = {}
-    moving = [*(folder / _PUBLISHING).glob("line=*,day=*,part.parquet")]  # listed first: they may move meanwhile
+    moving = (folder / _PUBLISHING).glob("line=*,day=*,part.parquet")
     for path in [*moving, *folder.glob("line=*/day=*/part.parquet")]:
         line, day = re.search(r"line=([^/,]*)[/,]day=([^/,]*)[/,]part.parquet$", path.as_posix()).groups()
         found.setdefault((unquote(line), day), path)
@@ -213,10 +214,11 @@ def _days(frame: pd.DataFrame) -> Iterator[tuple[str, str, slice]]:
     for start, end in zip(starts, [*starts[1:], len(frame)], strict=True):
         yield frame["line"].iat[start], str(np.datetime64(int(day[start]), "D")), slice(start, end)
 
-# %% ../nbs/lib/02_telemetry.ipynb #6090ab00
+# %% ../nbs/lib/02_telemetry.ipynb #fcf3c80c
 def _write_parts(frame: pd.DataFrame, folder: Path) -> None:
     "Write telemetry as files by line and day, side by side; a missing value is a null."
-    table = pa.table({name: pa.array(frame[name], from_pandas=True) for name in frame.columns if name != "line"})
+    values = {name: pa.array(frame[name].to_numpy(), from_pandas=True) for name in frame.columns[2:]}
+    table = pa.table({"timestamp": pa.array(frame["timestamp"].array.asi8, pa.timestamp("us", "UTC")), **values})
     with ThreadPoolExecutor(4) as pool:
         done = [pool.submit(_write_part, table.slice(rows.start, rows.stop - rows.start), folder / _part(line, day).replace("/", ","))
                 for line, day, rows in _days(frame)]
@@ -233,6 +235,16 @@ def _writing(folder: Path) -> Iterator[None]:
         _finish(folder)
         for left in folder.glob(f".*.{_PUBLISHING}"):
             shutil.rmtree(left)
+        yield
+
+# %% ../nbs/lib/02_telemetry.ipynb #cf72232c
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    "Hold the data set for reading; one that nobody ever wrote to here, such as a copy, needs no lock."
+    lock = folder / ".lock"
+    with open(lock) if lock.exists() else nullcontext() as held:
+        if held:
+            fcntl.flock(held, fcntl.LOCK_SH)
         yield
 
 # %% ../nbs/lib/02_telemetry.ipynb #18520076
@@ -284,7 +296,7 @@ def _chosen_parts(folder: Path, lines: str | Iterable[str] | None, start: pd.Tim
     return {(line, day): path for (line, day), path in parts.items()
             if (lines is None or line in lines) and (first or day) <= day <= (last or day)}
 
-# %% ../nbs/lib/02_telemetry.ipynb #8afb5f8e
+# %% ../nbs/lib/02_telemetry.ipynb #8962ebfe
 def read_dataset(
     folder: Path | str,  # a data set
     lines: str | Iterable[str] | None = None,  # wanted lines; None: all
@@ -295,24 +307,16 @@ def read_dataset(
     "Read a data set, or a part of it."
     start, end = _as_utc(start), _as_utc(end)
     wanted = None if columns is None else {"timestamp", "hub_jobs", "filled", *columns}
-    frame = _read_all(Path(folder), lambda: _chosen_parts(Path(folder), lines, start, end), wanted)
+    with _reading(Path(folder)):
+        parts = _chosen_parts(Path(folder), lines, start, end)
+        if not parts:
+            raise InputError("no telemetry found here", got=str(folder), fix="import or simulate some, or widen the period")
+        frame = _read_parts(parts, wanted)
     if start is not None:
         frame = frame[frame["timestamp"] >= start]
     if end is not None:
         frame = frame[frame["timestamp"] < end]
     return frame.reset_index(drop=True)
-
-# %% ../nbs/lib/02_telemetry.ipynb #a9688f7d
-def _read_all(folder: Path, listed: Callable[[], dict[tuple[str, str], Path]], columns: Iterable[str] | None) -> pd.DataFrame:
-    "List and read files, again if a file moved meanwhile."
-    for _ in range(5):
-        if not (parts := listed()):
-            raise InputError("no telemetry found here", got=str(folder), fix="import or simulate some, or widen the period")
-        try:
-            return _read_parts(parts, columns)
-        except FileNotFoundError:
-            continue
-    raise InputError("the data set keeps changing while it is read", got=str(folder), fix="try again")
 
 # %% ../nbs/lib/02_telemetry.ipynb #965069cc
 class Change(NamedTuple):
@@ -404,13 +408,13 @@ def _content(path: Path) -> dict[str, str]:
         found[name] = hashlib.sha256(np.ascontiguousarray(values)).hexdigest()
     return found
 
-# %% ../nbs/lib/02_telemetry.ipynb #9452502f
+# %% ../nbs/lib/02_telemetry.ipynb #924ca07b
 def dataset_hash(
     folder: Path | str,  # a data set
 ) -> str:  # 64 hexadecimal digits
     "SHA-256 of what a data set says; the same for the same rows, whatever wrote them."
-    parts = _parts(Path(folder))
-    with ThreadPoolExecutor(2) as pool:
+    with _reading(Path(folder)), ThreadPoolExecutor(2) as pool:
+        parts = _parts(Path(folder))
         contents = pool.map(_content, parts.values())
         return sha256_json([(line, day, content) for (line, day), content in zip(parts, contents, strict=True)])
 
@@ -477,11 +481,15 @@ def read_number(
 # %% ../nbs/lib/02_telemetry.ipynb #78cf564f
 _PLAIN_NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 
-# %% ../nbs/lib/02_telemetry.ipynb #8cc0bf68
+# %% ../nbs/lib/02_telemetry.ipynb #cbd7c3a7
 def _text_numbers(texts: pa.Array) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     "The numbers of a column of text."
     # texts: string (rows,), null where the cell was empty; returns float64 (rows,); rule -> bool (rows,)
     texts = pc.utf8_trim_whitespace(texts)
+    try:
+        return _floats(pc.cast(texts, pa.float64())), {}
+    except pa.ArrowInvalid:  # some are odd
+        pass
     plain = pc.fill_null(pc.match_substring_regex(texts, _PLAIN_NUMBER), False)
     numbers = _floats(pc.cast(pc.if_else(plain, texts, None), pa.float64()))
     odd = np.flatnonzero(pc.and_not(pc.is_valid(texts), plain))
@@ -506,17 +514,25 @@ def _mask(n: int, where: np.ndarray) -> np.ndarray:
     mask[where] = True
     return mask
 
-# %% ../nbs/lib/02_telemetry.ipynb #e3e32d6d
+# %% ../nbs/lib/02_telemetry.ipynb #eeec0464
 def _numbers(values: pa.Array) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     "The numbers of a column of any type."
     # returns float64 (rows,), NaN where missing; rule -> bool (rows,)
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
     if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
-        return _text_numbers(values.cast(pa.string()))
+        return _finite(*_text_numbers(values.cast(pa.string())))
     if pa.types.is_temporal(values.type) or pa.types.is_nested(values.type) or pa.types.is_binary(values.type):
         return np.full(len(values), np.nan), {"unreadable_value": pc.is_valid(values).to_numpy(False)}
-    return _floats(values.cast(pa.float64(), safe=False)), {}
+    return _finite(_floats(values.cast(pa.float64(), safe=False)), {})
+
+# %% ../nbs/lib/02_telemetry.ipynb #5cc3a725
+def _finite(numbers: np.ndarray, rules: dict[str, np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    "Infinity is no number of jobs: it becomes a missing value."
+    # numbers: float64 (rows,), rules: rule -> bool (rows,)
+    infinite = np.isinf(numbers)
+    numbers[infinite] = np.nan
+    return numbers, rules | {"unreadable_value": infinite | rules.get("unreadable_value", False)}
 
 # %% ../nbs/lib/02_telemetry.ipynb #34e33b1e
 _TIME = re.compile(
@@ -603,7 +619,7 @@ def _times(values: pa.Array, format: str) -> tuple[np.ndarray, np.ndarray, np.nd
         values = values.cast(pa.int64(), safe=False)
     return _text_times(pc.utf8_trim_whitespace(values.cast(pa.string())), format)
 
-# %% ../nbs/lib/02_telemetry.ipynb #392f2c0f
+# %% ../nbs/lib/02_telemetry.ipynb #d1c2dc53
 @dataclass
 class _File:
     "What is known about a file while it is read."
@@ -612,6 +628,7 @@ class _File:
     encoding: str = ""
     delimiter: str = ""
     names: list[str] = field(default_factory=list)  # its columns, as written
+    lines: int = 0  # lines read, for the order of rows
     rows_in: int = 0  # rows read; lines without any text are no rows
     refused: Counter = field(default_factory=Counter)  # rule -> lines dropped while reading
     cells: Counter = field(default_factory=Counter)  # (canonical column, rule) -> cells
@@ -670,7 +687,7 @@ def _with_tail(layout: _Layout, first: str) -> _Layout:
     extra = len(fields) == len(layout.names) + 1 and not fields[-1].strip()
     return layout._replace(names=[*layout.names, ""]) if extra else layout
 
-# %% ../nbs/lib/02_telemetry.ipynb #a63c4764
+# %% ../nbs/lib/02_telemetry.ipynb #e8fa858a
 def _unmarked(stream: BinaryIO) -> tuple[BinaryIO, bytes]:
     "Begin reading a text file."
     head = stream.read(_BLOCK)
@@ -680,12 +697,13 @@ def _unmarked(stream: BinaryIO) -> tuple[BinaryIO, bytes]:
     head = head.removeprefix(codecs.BOM_UTF8)
     if not head.strip():
         raise InputError("the file is empty")
-    if b"\0" in head[:4096] or len(head[:4096].translate(None, bytes(range(32)))) < 0.7 * len(head[:4096]):
+    if set(head[:100]) & _CONTROL:
         raise InputError("the file is no text table, no Parquet and no Excel file: it holds binary data")
     return stream, head
 
-# %% ../nbs/lib/02_telemetry.ipynb #f39919b2
+# %% ../nbs/lib/02_telemetry.ipynb #f85bb47d
 _BLOCK = 2 << 20  # bytes read at a time
+_CONTROL = set(range(32)) - set(b"\t\n\r\f\v")  # bytes that no text begins with
 
 # %% ../nbs/lib/02_telemetry.ipynb #335937b0
 class _Joined(io.RawIOBase):
@@ -719,11 +737,11 @@ def _blocks(head: bytes, stream: BinaryIO) -> Iterator[bytes]:
     if rest:
         yield rest if rest.endswith(b"\n") else rest + b"\n"
 
-# %% ../nbs/lib/02_telemetry.ipynb #ef054311
+# %% ../nbs/lib/02_telemetry.ipynb #7f834bfc
 def _fast(block: bytes, layout: _Layout, file: _File, wanted: dict[str, int], texts: set[str]) -> pa.Table | None:
     "Read a clean stretch of lines."
     block = _utf8(block, layout.encoding)
-    if block is None or b"\0" in block:
+    if block is None or b"\0" in block or not _plainly_quoted(block, layout.delimiter.encode()):
         return None
     for as_text in (False, True)[file.as_text:]:
         types = {name: pa.string() if as_text or name in texts else pa.float64() for name in wanted}
@@ -731,6 +749,15 @@ def _fast(block: bytes, layout: _Layout, file: _File, wanted: dict[str, int], te
             file.as_text = as_text
             return table if table.num_rows == block.count(b"\n") else None
     return None
+
+# %% ../nbs/lib/02_telemetry.ipynb #178c9098
+def _plainly_quoted(block: bytes, delimiter: bytes) -> bool:
+    "Does every quote stand next to a delimiter or a line's end?"
+    quotes = block.count(b'"')
+    if not quotes:
+        return True
+    sides = (delimiter + b'"', b'\n"', b'"' + delimiter, b'"\n')
+    return quotes == sum(block.count(side) for side in sides) + block.startswith(b'"')
 
 # %% ../nbs/lib/02_telemetry.ipynb #08384589
 def _utf8(block: bytes, encoding: str) -> bytes | None:
@@ -756,6 +783,23 @@ def _arrow_csv(block: bytes, layout: _Layout, wanted: dict[str, int], types: dic
     except pa.ArrowInvalid:
         return None
 
+# %% ../nbs/lib/02_telemetry.ipynb #7c002775
+def _per_line(block: bytes, ends: np.ndarray, byte: int) -> np.ndarray:
+    "How often a byte occurs in every line: int64 (lines,)."
+    # ends: int64 (lines,), positions of the line ends
+    return np.diff(np.searchsorted(np.flatnonzero(np.frombuffer(block, "uint8") == byte), ends), prepend=0)
+
+# %% ../nbs/lib/02_telemetry.ipynb #a2f145a9
+def _regular(block: bytes, lines: list[bytes], layout: _Layout) -> np.ndarray:
+    "Which lines are as most lines are: bool (lines,)."
+    ends = np.flatnonzero(np.frombuffer(block, "uint8") == ord("\n"))
+    found = _per_line(block, ends, ord(layout.delimiter)) == len(layout.names) - 1
+    for byte in b'"\0':
+        found &= _per_line(block, ends, byte) == 0
+    if _utf8(block, layout.encoding) is None:
+        found &= [_decoded(line, layout, ())[0] is not None for line in lines]
+    return found
+
 # %% ../nbs/lib/02_telemetry.ipynb #89de2fe4
 def _decoded(raw: bytes, layout: _Layout, encodings: Iterable[str]) -> tuple[str | None, int]:
     "A line as text."
@@ -766,11 +810,12 @@ def _decoded(raw: bytes, layout: _Layout, encodings: Iterable[str]) -> tuple[str
             continue
     return None, 0
 
-# %% ../nbs/lib/02_telemetry.ipynb #f13284b2
-def _careful(block: bytes, layout: _Layout, file: _File, encodings: Iterable[str]) -> tuple[list[list[str]], list[int]]:
-    "Read lines one by one."
-    rows, fixes = [], []
-    for raw in filter(bytes.strip, block.split(b"\n")):
+# %% ../nbs/lib/02_telemetry.ipynb #46387bf3
+def _careful(lines: Iterable[bytes], layout: _Layout, file: _File, encodings: Iterable[str]) -> Iterator[tuple[int, list[str], int]]:
+    "Read lines one by one: position, fields and repairs of those that can be used."
+    for place, raw in enumerate(lines):
+        if not raw.strip():
+            continue
         file.rows_in += 1
         text, fix = _decoded(raw, layout, encodings)
         fields = _fields(text, layout.delimiter) if text is not None and "\0" not in text else None
@@ -779,12 +824,10 @@ def _careful(block: bytes, layout: _Layout, file: _File, encodings: Iterable[str
         elif fields is None or len(fields) != len(layout.names):
             file.refused["malformed_line"] += 1
         else:
-            rows.append(fields)
-            fixes.append(fix)
-    return rows, fixes
+            yield place, fields, fix
 
-# %% ../nbs/lib/02_telemetry.ipynb #3b6cc959
-def _as_table(rows: list[list[str]], wanted: dict[str, int]) -> pa.Table:
+# %% ../nbs/lib/02_telemetry.ipynb #4e44c389
+def _as_table(rows: Iterable[list[str]], wanted: dict[str, int]) -> pa.Table:
     "Rows of fields as a table."
     return pa.table({name: pa.array([row[place] or None for row in rows], pa.string()) for name, place in wanted.items()})
 
@@ -794,21 +837,51 @@ def _places(names: Iterable[str], site: Site) -> dict[str, int]:
     plain = [_plain(name) for name in names]
     return {name: plain.index(name) for name in _wanted(site) if name in plain}
 
-# %% ../nbs/lib/02_telemetry.ipynb #1b75ff78
-def _read_text(stream: BinaryIO, file: _File, site: Site) -> Iterator[tuple[pa.Table, Any]]:
+# %% ../nbs/lib/02_telemetry.ipynb #46dbebcd
+class _Stretch(NamedTuple):
+    "Some rows of a file."
+    table: pa.Table  # wanted columns, named as compared
+    fixes: Any  # uint16, per row or for all
+    place: np.ndarray  # int64 (rows,), position in the file
+
+# %% ../nbs/lib/02_telemetry.ipynb #dbadaea1
+def _read_block(block: bytes, layout: _Layout, file: _File, site: Site, wanted: dict[str, int]) -> Iterator[_Stretch]:
+    "Read some lines, the clean ones together, the odd ones one by one."
+    start, texts = file.lines, {_plain(site.time.column), _plain(site.line.column or site.time.column)}
+    file.lines += block.count(b"\n")
+    table, odd = _fast(block, layout, file, wanted, texts), np.empty(0, int)
+    place = np.arange(table.num_rows if table is not None else 0)
+    if table is None:
+        lines = block.split(b"\n")[:-1]
+        regular = _regular(block, lines, layout)
+        clean = b"".join(lines[i] + b"\n" for i in np.flatnonzero(regular))
+        table = _fast(clean, layout, file, wanted, texts) if clean else None
+        place, odd = (np.flatnonzero(regular), np.flatnonzero(~regular)) if table is not None else (place, np.arange(len(lines)))
+    if table is not None and table.num_rows:
+        file.rows_in += table.num_rows
+        yield _Stretch(table, 0, start + place)
+    if odd.size:
+        yield from _read_odd([lines[i] for i in odd], start + odd, layout, file, site, wanted)
+
+# %% ../nbs/lib/02_telemetry.ipynb #c4fe0f42
+def _read_odd(lines: list[bytes], place: np.ndarray, layout: _Layout, file: _File, site: Site,
+              wanted: dict[str, int]) -> Iterator[_Stretch]:
+    "Read odd lines."
+    # place: int64 (lines,), position in the file
+    found = list(_careful(lines, layout, file, site.encodings))
+    if found:
+        at, rows, fixes = zip(*found, strict=True)
+        yield _Stretch(_as_table(rows, wanted), np.array(fixes, "uint16"), place[list(at)])
+
+# %% ../nbs/lib/02_telemetry.ipynb #2d029781
+def _read_text(stream: BinaryIO, file: _File, site: Site) -> Iterator[_Stretch]:
     "Read a text file."
     stream, head = _unmarked(stream)
     blocks = _blocks(head, stream)
     layout, body = _begin(next(blocks), file, site)
-    wanted, texts = _places(layout.names, site), {_plain(site.time.column), _plain(site.line.column or site.time.column)}
+    wanted = _places(layout.names, site)
     for block in _chain(body, blocks):
-        table, fixes = _fast(block, layout, file, wanted, texts), 0
-        if table is None:
-            rows, fixes = _careful(block, layout, file, site.encodings)
-            table, fixes = _as_table(rows, wanted), np.array(fixes, "uint16")
-        else:
-            file.rows_in += table.num_rows
-        yield table, fixes
+        yield from _read_block(block, layout, file, site, wanted)
 
 # %% ../nbs/lib/02_telemetry.ipynb #0b21be2f
 def _chain(first: bytes, rest: Iterable[bytes]) -> Iterator[bytes]:
@@ -828,15 +901,16 @@ def _begin(block: bytes, file: _File, site: Site) -> tuple[_Layout, bytes]:
         file.rows_in, file.refused["before_header"] = above, above
     return _with_tail(layout, body.split(b"\n", 1)[0].decode(layout.encoding, "replace")), body
 
-# %% ../nbs/lib/02_telemetry.ipynb #55c09916
-def _read_parquet(path: Path, file: _File, site: Site) -> Iterator[tuple[pa.Table, int]]:
+# %% ../nbs/lib/02_telemetry.ipynb #306593c5
+def _read_parquet(path: Path, file: _File, site: Site) -> Iterator[_Stretch]:
     "Read a Parquet file."
     with pq.ParquetFile(path) as parquet:
         file.kind, file.names = "parquet", parquet.schema_arrow.names
         wanted = _places(file.names, site)
         for batch in parquet.iter_batches(65_536, columns=[file.names[place] for place in wanted.values()]):
+            table = pa.table({name: batch.column(file.names[place]) for name, place in wanted.items()})
+            yield _Stretch(table, 0, file.rows_in + np.arange(batch.num_rows))
             file.rows_in += batch.num_rows
-            yield pa.table({name: batch.column(file.names[place]) for name, place in wanted.items()}), 0
 
 # %% ../nbs/lib/02_telemetry.ipynb #37fc5154
 def _cell_text(value: Any) -> str | None:
@@ -853,12 +927,12 @@ def _cells(values: list) -> pa.Array:
         return pa.array(values, pa.timestamp("us"))
     return pa.array([_cell_text(value) for value in values], pa.string())
 
-# %% ../nbs/lib/02_telemetry.ipynb #6fddff26
+# %% ../nbs/lib/02_telemetry.ipynb #1dffa58d
 def _sheet(path: Path, site: Site) -> tuple[list[str], Iterator[tuple], int]:
     "The table in a workbook."
     import openpyxl
 
-    book, best = openpyxl.load_workbook(path, read_only=True, data_only=True), None
+    book, best = openpyxl.load_workbook(io.BytesIO(path.read_bytes()), read_only=True, data_only=True), None
     for sheet in book.worksheets:
         for above, cells in enumerate(sheet.iter_rows(max_row=30, values_only=True)):
             names = ["" if cell is None else str(cell) for cell in cells]
@@ -870,8 +944,8 @@ def _sheet(path: Path, site: Site) -> tuple[list[str], Iterator[tuple], int]:
     filled = sum(any(c is not None for c in row) for row in sheet.iter_rows(max_row=above, values_only=True)) if above else 0
     return names, sheet.iter_rows(min_row=above + 2, values_only=True), filled
 
-# %% ../nbs/lib/02_telemetry.ipynb #8eacaa9c
-def _read_excel(path: Path, file: _File, site: Site) -> Iterator[tuple[pa.Table, int]]:
+# %% ../nbs/lib/02_telemetry.ipynb #5fb89d84
+def _read_excel(path: Path, file: _File, site: Site) -> Iterator[_Stretch]:
     "Read an Excel file."
     file.kind = "excel"
     file.names, cells, above = _sheet(path, site)
@@ -881,10 +955,10 @@ def _read_excel(path: Path, file: _File, site: Site) -> Iterator[tuple[pa.Table,
     rows = [row for row in cells if any(cell is not None and cell != "" for cell in row)]
     file.rows_in += len(rows)
     columns = {name: _cells([row[place] if place < len(row) else None for row in rows]) for name, place in wanted.items()}
-    yield pa.table(columns), 0
+    yield _Stretch(pa.table(columns), 0, np.arange(len(rows)))
 
-# %% ../nbs/lib/02_telemetry.ipynb #5465140b
-def _readings(path: Path, site: Site) -> Iterator[tuple[_File, Iterator[tuple[pa.Table, Any]]]]:
+# %% ../nbs/lib/02_telemetry.ipynb #8ee156e8
+def _readings(path: Path, site: Site) -> Iterator[tuple[_File, Iterator[_Stretch]]]:
     "The tables in a file."
     with open(path, "rb") as stream:
         magic = stream.read(8)
@@ -899,8 +973,8 @@ def _readings(path: Path, site: Site) -> Iterator[tuple[_File, Iterator[tuple[pa
         with gzip.open(path) if magic[:2] == b"\x1f\x8b" else open(path, "rb") as stream:
             yield file, _read_text(stream, file, site)
 
-# %% ../nbs/lib/02_telemetry.ipynb #c22bf35b
-def _read_zip(path: Path, site: Site) -> Iterator[tuple[_File, Iterator[tuple[pa.Table, Any]]]]:
+# %% ../nbs/lib/02_telemetry.ipynb #7691eebb
+def _read_zip(path: Path, site: Site) -> Iterator[tuple[_File, Iterator[_Stretch]]]:
     "The tables in an archive."
     with zipfile.ZipFile(path) as archive:
         members = [m for m in archive.infolist() if not m.is_dir() and not m.filename.startswith("__MACOSX")]
@@ -915,14 +989,15 @@ def _read_zip(path: Path, site: Site) -> Iterator[tuple[_File, Iterator[tuple[pa
             with archive.open(member) as stream:
                 yield file, _read_text(stream, file, site)
 
-# %% ../nbs/lib/02_telemetry.ipynb #a4166f02
-def _row_arrays(table: pa.Table, fixes: Any, file: _File, site: Site, lines: dict[str, int]) -> dict[str, np.ndarray]:
+# %% ../nbs/lib/02_telemetry.ipynb #6fd6bd7a
+def _row_arrays(stretch: _Stretch, file: _File, site: Site, lines: dict[str, int]) -> dict[str, np.ndarray]:
     "A stretch of a file as arrays."
-    table = table.combine_chunks()
-    n, fixes = table.num_rows, np.zeros(table.num_rows, "uint16") | np.asarray(fixes, "uint16")
+    table = stretch.table.combine_chunks()
+    n, fixes = table.num_rows, np.zeros(table.num_rows, "uint16") | np.asarray(stretch.fixes, "uint16")
     time, utc, rewritten = _times(_one(table[_plain(site.time.column)]), site.time.format)
     fixes[rewritten] |= _FIX["time_rewritten"]
-    rows = {"time": time, "utc": utc, "line": _line_numbers(table, site, lines), "fixes": fixes, "why": np.zeros(n, "uint8")}
+    rows = {"place": stretch.place, "time": time, "utc": utc, "line": _line_numbers(table, site, lines)}
+    rows |= {"fixes": fixes, "why": np.zeros(n, "uint8")}
     rows["why"][rows["line"] < 0] = _DROP["no_line"]
     _judge_times(rows, _one(table[_plain(site.time.column)]), file, site)
     return rows | {"values": _values(table, rows, file, site)}
@@ -1009,15 +1084,15 @@ class _Stretches(NamedTuple):
     before_min: np.ndarray  # minute of the row before
     next_min: np.ndarray  # minute of the row behind
 
-# %% ../nbs/lib/02_telemetry.ipynb #88f4b4b5
+# %% ../nbs/lib/02_telemetry.ipynb #97be70d7
 def _outside(minute: np.ndarray) -> _Stretches:
-    "Runs of rows whose clock left and came back."
+    "Runs of rows whose clock left and came back: they do not lie between their neighbours, which go forward."
     # minute: int64 (rows,), in the order of the file
     step = np.diff(minute)
     edge = np.flatnonzero((step < 0) | (step > 1)) + 1
     runs = _Stretches(edge[:-1], edge[1:], minute[edge[:-1] - 1], minute[edge[1:]])
     start, end = minute[runs.first], minute[runs.after - 1]
-    left = (runs.next_min > runs.before_min) & ((start > runs.next_min) | (end < runs.before_min))
+    left = (runs.next_min > runs.before_min) & ((end >= runs.next_min) | (start <= runs.before_min))
     return _Stretches(*(part[left] for part in runs))
 
 # %% ../nbs/lib/02_telemetry.ipynb #b443f91f
@@ -1025,7 +1100,7 @@ def _count_between(ordered: np.ndarray, low: np.ndarray, high: np.ndarray) -> np
     "How many minutes lie between two."
     return np.searchsorted(ordered, high) - np.searchsorted(ordered, low, "right")
 
-# %% ../nbs/lib/02_telemetry.ipynb #2ba3c57c
+# %% ../nbs/lib/02_telemetry.ipynb #42647699
 def _judge_clock(minute: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "Find stretches with a wrong clock; put them right where only one place fits."
     # minute: int64 (rows,), in the order of the file; returns minutes after moving; int8 (rows,): 0 as it was, 1 moved, 2 to drop
@@ -1035,7 +1110,8 @@ def _judge_clock(minute: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     far = (start > runs.next_min + _FAR_MIN) | (end < runs.before_min - _FAR_MIN)
     taken = _count_between(ordered, start - 1, end + 1) > rows
     fits = (runs.next_min - runs.before_min - 1 == rows) & (end - start == rows - 1)
-    fits &= _count_between(ordered, runs.before_min, runs.next_min) == 0
+    own = np.minimum(end, runs.next_min - 1) - np.maximum(start, runs.before_min + 1) + 1
+    fits &= _count_between(ordered, runs.before_min, runs.next_min) == np.maximum(own, 0)
     in_order = (np.diff(minute) < 0).mean() < 0.1 if len(minute) > 1 else True
     for i in np.flatnonzero((far | taken) & fits):
         minute[runs.first[i] : runs.after[i]] = runs.before_min[i] + 1 + np.arange(rows[i])
@@ -1086,17 +1162,26 @@ def _together(pieces: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     names = list(pieces[0])
     return {name: np.concatenate([piece.pop(name) for piece in pieces]) for name in names}
 
-# %% ../nbs/lib/02_telemetry.ipynb #1da447b4
-def _read_rows(file: _File, stretches: Iterator[tuple[pa.Table, Any]], site: Site, lines: dict[str, int]) -> dict[str, np.ndarray]:
+# %% ../nbs/lib/02_telemetry.ipynb #4b938d30
+def _in_place(rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    "Rows in the order of their file."
+    place = rows.pop("place")
+    if (np.diff(place) > 0).all():
+        return rows
+    order = np.argsort(place)
+    return {name: values[order] for name, values in rows.items()}
+
+# %% ../nbs/lib/02_telemetry.ipynb #41beddc0
+def _read_rows(file: _File, stretches: Iterator[_Stretch], site: Site, lines: dict[str, int]) -> dict[str, np.ndarray]:
     "All rows of one table, with what happened to each."
     pieces = []
-    for table, fixes in stretches:
+    for stretch in stretches:
         if not pieces:
             _refuse_useless(file, site)
-        pieces.append(_row_arrays(table, fixes, file, site, lines))
+        pieces.append(_row_arrays(stretch, file, site, lines))
     if not pieces or not sum(len(piece["why"]) for piece in pieces):
         raise InputError("the file has column names but not one usable row", fix="check its lines against its header")
-    rows = _together(pieces)
+    rows = _in_place(_together(pieces))
     _refuse_empty(file, rows, site)
     _settle_times(rows, site.timezone)
     return rows
@@ -1307,15 +1392,15 @@ def _md_table(frame: pd.DataFrame) -> str:
     rows = [frame.columns, ["---"] * frame.shape[1], *frame.itertuples(index=False)]
     return "\n".join("| " + " | ".join(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row) + " |" for row in rows)
 
-# %% ../nbs/lib/02_telemetry.ipynb #5f9c5a8c
+# %% ../nbs/lib/02_telemetry.ipynb #a201dce6
 def import_files(
-    paths: str | Path | Iterable[str | Path],  # files: CSV (also gz, zip), Parquet, Excel
+    paths: str | Path | Iterable[str | Path],  # files, or folders of them: CSV (also gz, zip), Parquet, Excel
     site: str | Path | Site,  # site profile: name, file or object
     out: str | Path,  # data set; made if it is not there
 ) -> ImportReport:  # what was read, repaired, dropped and changed
     "Import a site's own files into a data set."
     site = _checked_site(load_site(site))
-    paths = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    paths = [file for path in ([paths] if isinstance(paths, str | Path) else paths) for file in _files_of(Path(path))]
     if not paths:
         raise InputError("no file to import", fix="name at least one")
     lines: dict[str, int] = {}
@@ -1327,6 +1412,13 @@ def import_files(
         return _report_files(made[0], paths, Path(out))
     _publish(frame, Path(out), report_files)
     return made[0]
+
+# %% ../nbs/lib/02_telemetry.ipynb #e811ed40
+def _files_of(path: Path) -> list[Path]:
+    "A file, or the files that lie directly in a folder, by name."
+    if not path.is_dir():
+        return [path]
+    return sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
 
 # %% ../nbs/lib/02_telemetry.ipynb #8572b2d0
 def _checked_site(site: Site) -> Site:
@@ -1487,7 +1579,8 @@ def _pieces(word: str) -> list[str]:
             return [_WORDS[word[:size]], *_pieces(word[size:])]
     return _pieces(word[1:]) if len(word) > 2 else []
 
-# %% ../nbs/lib/02_telemetry.ipynb #fb9b104e
+# %% ../nbs/lib/02_telemetry.ipynb #641884bc
+@cache
 def concepts(
     name: str,  # a column's name in whatever language
 ) -> frozenset[str]:  # what it speaks of; `in` and `out` say which way jobs flow, seen from the hub
@@ -1545,12 +1638,12 @@ def _sample(path: Path) -> pd.DataFrame:
     frame = pd.DataFrame([row[: len(names)] for row in rows], dtype=object)
     return frame.set_axis(_unlike(names), axis=1) if len(frame) else pd.DataFrame(columns=_unlike(names))
 
-# %% ../nbs/lib/02_telemetry.ipynb #d4980f28
+# %% ../nbs/lib/02_telemetry.ipynb #678f1f7e
 def _sample_sheet(path: Path) -> tuple[list[str], list[list[str | None]]]:
     "The beginning of a workbook's first sheet: its header is the first row with most cells filled."
     import openpyxl
 
-    sheet = openpyxl.load_workbook(path, read_only=True, data_only=True).worksheets[0]
+    sheet = openpyxl.load_workbook(io.BytesIO(path.read_bytes()), read_only=True, data_only=True).worksheets[0]
     rows = [[_cell_text(cell) for cell in row] for row in sheet.iter_rows(max_row=2000, values_only=True)]
     widths = [sum(cell is not None for cell in row) for row in rows]
     header = widths.index(max(widths, default=0)) if rows else 0
@@ -1566,11 +1659,11 @@ def _unlike(names: Iterable[Any]) -> list[str]:
 _FORMATS = ("%Y%m%d%H%M", "%Y%m%d%H%M%S", "ISO8601", "%Y/%m/%d %H:%M", "%Y/%m/%d %H:%M:%S", "%Y.%m.%d %H:%M",
             "%d.%m.%Y %H:%M", "%m/%d/%Y %H:%M")
 
-# %% ../nbs/lib/02_telemetry.ipynb #17a4fc83
+# %% ../nbs/lib/02_telemetry.ipynb #83d2902d
 def _time_format(texts: pd.Series) -> tuple[float, str]:
     "Is this the time, and how is it written?"
-    values = pa.array(texts.dropna().astype(str).str.strip(), pa.string())
-    if not len(values):
+    values = pa.array(texts.dropna().head(200).astype(str).str.strip().tolist(), pa.string())
+    if not len(values) or pc.max(pc.utf8_length(values)).as_py() < 8:  # no time is that short
         return 0.0, _FORMATS[0]
     share = [float((~np.isnat(_read_format(values, format)[0])).mean()) for format in _FORMATS]
     loose = float(np.mean([read_time(text) is not None for text in values.to_pylist()]))
@@ -1602,12 +1695,14 @@ def _scale(column: Column, name: str, values: pd.Series) -> float:
     seconds = column.unit == "min" and re.search(r"\bsec|_sec|\(s\)|초(?!과)", name, re.IGNORECASE)
     return round(1 / 60, 6) if seconds else 1.0
 
-# %% ../nbs/lib/02_telemetry.ipynb #ada39d29
+# %% ../nbs/lib/02_telemetry.ipynb #83360948
 def _confidence(column: Column, name: str, values: pd.Series) -> float:
     "How likely a source is a column of the schema: by name, less if its values do not fit."
-    low, high = RANGES[column.unit]
+    alike, (low, high) = _likeness(concepts(column.name), concepts(name)), RANGES[column.unit]
+    if alike < 0.5:
+        return 0.0
     inside = values.dropna().mul(_scale(column, name, values)).between(low, high).mean()
-    return _likeness(concepts(column.name), concepts(name)) * (inside if inside > 0.5 else 0.5 * inside)
+    return alike * (inside if inside > 0.5 else 0.5 * inside)
 
 # %% ../nbs/lib/02_telemetry.ipynb #6660dead
 def _matches(numbers: pd.DataFrame, least: float = 0.6) -> dict[str, tuple[str, float]]:

@@ -1,0 +1,73 @@
+"""How fast a million rows are imported, and in how much memory: clean, messy, packed, and once more."""
+
+import gzip
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+from common import figure, record
+
+from amhs.telemetry import COLUMNS
+
+ROWS = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
+SITE = {"name": "bench", "timezone": "Asia/Seoul", "line": {"column": "라인"}, "time": {"column": "측정시각", "format": "%Y%m%d%H%M"},
+        "columns": {name: f"{name.upper()} 값" for name in COLUMNS}}
+CHILD = """
+import json, pathlib, sys, time
+from amhs.config import Site
+from amhs.telemetry import import_files
+site, path, out = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3]
+wall, cpu = time.perf_counter(), time.process_time()
+report = import_files(path, Site(**site), out)
+found = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu, "rows": report.rows_in,
+         "dropped": sum(report.dropped.values()), "repaired": report.repaired, "change": report.change._asdict()}
+status = dict(line.split(":", 1) for line in pathlib.Path("/proc/self/status").read_text().splitlines())
+print(json.dumps(found | {"peak_gb": int(status["VmHWM"].split()[0]) / 2 ** 20}))  # of this process alone
+"""
+
+
+def million() -> pa.Table:
+    "One line's minutes, all 31 columns: counts as whole numbers, times and shares with two decimals."
+    rng = np.random.default_rng(0)
+    times = pd.date_range("2024-01-01", periods=ROWS, freq="min").strftime("%Y%m%d%H%M")
+    values = {f"{name.upper()} 값": rng.integers(0, 1500, ROWS) if "jobs" in name or "queue" in name else (rng.random(ROWS) * 90).round(2)
+              for name in COLUMNS}
+    return pa.table({"측정시각": times, "라인": np.full(ROWS, "허브1"), **values})
+
+
+def messy(clean: bytes) -> bytes:
+    "The same with a hundredth of the lines broken, repeated, out of order or with text numbers; CP949."
+    rng, lines = np.random.default_rng(1), clean.decode().splitlines()
+    for i in rng.choice(np.arange(1, len(lines)), len(lines) // 100, replace=False):
+        kind = i % 5
+        lines[i] = (lines[i][:40], lines[i] + "\n" + lines[i], lines[i].replace(",", ',"1,234",', 3).replace(',"1,234",', ",", 2),
+                    lines[i].replace(lines[i][:12], lines[i][:12] + "30"), lines[i].replace(lines[i][-5:], " N/A"))[kind]
+    return "\n".join(lines).encode("cp949")
+
+
+def run(path: Path, out: Path) -> dict:
+    "Import in a process of its own."
+    done = subprocess.run([sys.executable, "-c", CHILD, json.dumps(SITE), path, out], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+with tempfile.TemporaryDirectory() as folder:
+    home, table, figures = Path(folder), million(), []
+    pa.csv.write_csv(table, home / "clean.csv")
+    pq.write_table(table, home / "clean.parquet")
+    del table
+    (home / "messy.csv.gz").write_bytes(gzip.compress(messy((home / "clean.csv").read_bytes()), 1))
+    for name, path, out in (("clean CSV", "clean.csv", "a"), ("the same again", "clean.csv", "a"),
+                            ("messy CP949 CSV in gz", "messy.csv.gz", "b"), ("Parquet", "clean.parquet", "c")):
+        found = run(home / path, home / out)
+        figures += [figure(f"{name}: {found['rows']:,} rows, wall", round(found["wall"], 1), "s", "at most 30", found["wall"] <= 30),
+                    figure(f"{name}: CPU", round(found["cpu"], 1), "s"),
+                    figure(f"{name}: peak memory", round(found["peak_gb"], 2), "GB", "at most 2", found["peak_gb"] <= 2)]
+    record("import", figures)
