@@ -494,13 +494,14 @@ def match_alarms(
     lead, false = _matched(_span_ticks(events, lines), _span_ticks(episodes, lines), site.alarms.max_lead)
     return events.assign(caught=~np.isnan(lead), lead_min=lead), episodes.assign(false=false)
 
-# %% ../nbs/lib/09_evaluate.ipynb #cd892974
+# %% ../nbs/lib/09_evaluate.ipynb #89a57653
 def alarm_score(
     forecast: pd.DataFrame,  # a forecast
-) -> pd.Series:  # by (line, timestamp), jobs
+    site: Site,  # surge level
+) -> pd.Series:  # by (line, timestamp), jobs; -inf while the hub is above the surge level
     "Highest level a forecast expects within its longest horizon."
-    highest = forecast[[f"change_max_{h}" for h in _horizons(forecast)]].max(axis=1)
-    return (forecast["now"] + highest).rename("score")
+    highest = forecast["now"] + forecast[[f"change_max_{h}" for h in _horizons(forecast)]].max(axis=1)
+    return highest.astype("float64").where(forecast["now"] <= site.thresholds.surge_level, -np.inf).rename("score")
 
 # %% ../nbs/lib/09_evaluate.ipynb #3232554d
 def rule_score(
@@ -582,15 +583,16 @@ def _of_line(
     "One line of a series."
     return series[series.index.get_level_values("line") == line]
 
-# %% ../nbs/lib/09_evaluate.ipynb #5765fd43
+# %% ../nbs/lib/09_evaluate.ipynb #1b839181
 def _thresholds(
     score: np.ndarray,  # float64 (rows,)
     n: int,  # at most
 ) -> np.ndarray:  # ascending
     "Thresholds worth trying: dense where alarms are rare."
+    score = score[np.isfinite(score)]
     distinct = np.unique(score)
     if len(distinct) <= n:
-        return distinct
+        return distinct if len(distinct) else np.zeros(1)
     return np.unique(np.quantile(score, 1 - np.geomspace(1 / len(score), 0.7, n), method="higher"))
 
 # %% ../nbs/lib/09_evaluate.ipynb #c599f64e
@@ -662,7 +664,7 @@ def _coming(
     inside = np.searchsorted(start, case.ticks, "right") > np.searchsorted(end, case.ticks)
     return nxt - case.ticks <= case.alarms.max_lead, ~inside
 
-# %% ../nbs/lib/09_evaluate.ipynb #24eae9dc
+# %% ../nbs/lib/09_evaluate.ipynb #c45d7c95
 def average_precision(
     score: pd.Series,  # by (line, timestamp)
     telemetry: pd.DataFrame | pd.Series,  # levels of the same period or a longer one
@@ -673,7 +675,8 @@ def average_precision(
     soon, outside = _coming(case)
     soon, score = soon[outside], case.score[outside]
     order = np.argsort(-score, kind="stable")
-    hits, last = np.cumsum(soon[order]), np.append(np.diff(score[order]) != 0, True)[: len(order)]
+    ranked, hits = score[order], np.cumsum(soon[order])
+    last = np.append(ranked[1:] != ranked[:-1], True)[: len(ranked)]
     precision, gained = (hits / np.arange(1, len(hits) + 1))[last], np.diff(np.append(0, hits[last]))
     return float((precision * gained).sum() / hits[-1]) if len(hits) and hits[-1] else math.nan
 
@@ -710,7 +713,7 @@ def _fault_parts(
     kinds = {f"fault: {k}": np.where(_during(index, t), "present", "") for k, t in truth.groupby("kind")}
     return {"fault": np.where(_during(index, truth), "present", "absent"), **kinds}
 
-# %% ../nbs/lib/09_evaluate.ipynb #c347b2fb
+# %% ../nbs/lib/09_evaluate.ipynb #3423260f
 def slice_table(
     targets: pd.DataFrame,  # the rows to slice
     site: Site,  # its clock
@@ -720,7 +723,7 @@ def slice_table(
     "Which part of each slice every row belongs to."
     index = targets.index
     local = index.get_level_values("timestamp").tz_convert(site.timezone)
-    found = {"shift": _shift(local.hour), "weekday": np.where(local.day_of_week < 5, "weekday", "weekend"), **_fault_parts(index, truth)}
+    found = {"shift": _shift(local.hour), "week": np.where(local.day_of_week < 5, "weekday", "weekend"), **_fault_parts(index, truth)}
     if load_edges is not None:
         found["load"] = np.array(["low", "middle", "high"])[np.digitize(targets["now"], load_edges)]
     lines = index.get_level_values("line")
@@ -963,16 +966,17 @@ def _by_model(
     tables = {name: compute(f) for name, f in forecasts.items()}
     return pd.concat([t.assign(model=name)[["model", *t.columns]] for name, t in tables.items()], ignore_index=True)
 
-# %% ../nbs/lib/09_evaluate.ipynb #69f00227
+# %% ../nbs/lib/09_evaluate.ipynb #c3e5f9bc
 def _alarm_scores(
-    forecasts: Mapping[str, pd.DataFrame],  # name -> forecast, on the same rows
+    forecasts: Mapping[str, pd.DataFrame],  # name -> forecast
     telemetry: pd.DataFrame,  # holds these minutes
+    site: Site,  # surge level
     rules: RuleSet | None,  # operators' rules; None: only the level rule
 ) -> dict[str, pd.Series]:  # method -> score, all on the same minutes
     "What could raise an alarm: every forecast, the level rule, the operators' rules."
     rows = same_rows(forecasts)
     plain = {"level rule": rule_score(telemetry)} | ({"rules": rule_score(telemetry, rules)} if rules else {})
-    return {name: alarm_score(_at(f, rows)) for name, f in forecasts.items()} | {name: s.reindex(rows) for name, s in plain.items()}
+    return {name: alarm_score(_at(f, rows), site) for name, f in forecasts.items()} | {name: s.reindex(rows) for name, s in plain.items()}
 
 # %% ../nbs/lib/09_evaluate.ipynb #3ae2340f
 def alarm_tables(
@@ -992,7 +996,7 @@ def alarm_tables(
     alarms, curves = (pd.concat(tables, ignore_index=True).set_index("method").reset_index() for tables in (alarms, curves))
     return {"alarms": alarms, "curves": curves, "precision": pd.DataFrame(precision)}
 
-# %% ../nbs/lib/09_evaluate.ipynb #4aec544a
+# %% ../nbs/lib/09_evaluate.ipynb #6ec59d05
 def evaluate(
     forecasts: Mapping[str, pd.DataFrame],  # name -> forecast of the test rows; the last is the one under judgement
     targets: pd.DataFrame,  # what then happened
@@ -1012,9 +1016,9 @@ def evaluate(
     rows = same_rows(forecasts, targets)
     same, outcome, blocks = {n: _at(f, rows) for n, f in forecasts.items()}, _at(targets, rows), make_blocks(rows, n_draws, seed=seed)
     draws = {name: (level_draws(f, outcome, blocks), class_draws(f, outcome, blocks)) for name, f in same.items()}
-    scores = _alarm_scores(forecasts, telemetry, rules)
+    scores = _alarm_scores(forecasts, telemetry, site, rules)
     before = telemetry if valid_telemetry is None else valid_telemetry
-    valid = None if valid_forecasts is None else _alarm_scores(valid_forecasts, before, rules)
+    valid = None if valid_forecasts is None else _alarm_scores(valid_forecasts, before, site, rules)
     return Evaluation(
         model, *(pd.concat([_tidy(d[i], len(rows), model=name) for name, d in draws.items()], ignore_index=True) for i in (0, 1)),
         _differences(draws, model, len(rows)), *(_by_model(lambda f, t=t: t(f, outcome), same) for t in (confusion, reliability)),

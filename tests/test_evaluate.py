@@ -218,6 +218,18 @@ def test_an_event_nobody_could_have_announced_is_not_counted():
     assert alarm_outcome(after_outage, telemetry, site, 250).iloc[-1]["events"] == 0
 
 
+def test_a_forecast_is_silent_above_the_level_and_announces_the_next_event_anew():
+    site, levels = site_with(min_duration=3, merge_gap=10, max_lead=30), np.full(200, 200.0)
+    levels[50:80] = levels[100:130] = 300  # the second event begins 20 minutes after the first ends
+    telemetry = minutes("A", range(200), hub_jobs=levels)
+    soon = pd.DataFrame({"now": levels, "change_max_10": 0.0, "change_max_25": 0.0}, index_of(telemetry))
+    soon.loc[soon.index[40:130], "change_max_25"] = 120.0 - (soon["now"].iloc[40:130] - 200)  # expects 320 from minute 40 on
+    assert alarm_score(soon, site)[levels > 280].eq(-np.inf).all()
+    found = alarm_outcome(alarm_score(soon, site), telemetry, site, 300).iloc[-1]
+    assert (found["events"], found["caught"], found["false"]) == (2, 2, 0)
+    assert alarm_outcome((soon["now"] + soon["change_max_25"]).rename("score"), telemetry, site, 300).iloc[-1]["caught"] == 1
+
+
 def test_lines_are_pooled_by_their_counts(world):
     site, telemetry, _, _ = world
     table = alarm_outcome(rule_score(telemetry), telemetry, site, 270).set_index("line")
@@ -247,15 +259,15 @@ def test_average_precision_as_scikit_learn_has_it(values, seed):
 
 def test_the_threshold_is_chosen_on_validation_alone(world):
     site, telemetry, valid, test = world
-    chosen = [alarms_at_budgets(alarm_score(guess(test, noise)), telemetry, site, alarm_score(guess(valid, 5))) for noise in (2, 60)]
+    chosen = [alarms_at_budgets(alarm_score(guess(test, noise), site), telemetry, site, alarm_score(guess(valid, 5), site)) for noise in (2, 60)]
     assert chosen[0]["threshold"].tolist() == chosen[1]["threshold"].tolist()
     assert set(chosen[0]["chosen_on"]) == {"validation"}
-    assert set(alarms_at_budgets(alarm_score(guess(test, 2)), telemetry, site)["chosen_on"]) == {"hindsight"}
+    assert set(alarms_at_budgets(alarm_score(guess(test, 2), site), telemetry, site)["chosen_on"]) == {"hindsight"}
 
 
 def test_the_chosen_threshold_keeps_the_budget_and_catches_most(world):
     site, telemetry, valid, _ = world
-    curve = alarm_curve(alarm_score(guess(valid, 10)), telemetry, site)
+    curve = alarm_curve(alarm_score(guess(valid, 10), site), telemetry, site)
     for budget in (0.5, 1, 3):
         chosen, within = choose_threshold(curve, budget), curve[curve["false_per_day"] <= budget]
         assert chosen["false_per_day"] <= budget and chosen["recall"] == within["recall"].max()
@@ -407,7 +419,7 @@ def test_slices_by_the_sites_own_clock_and_lines(world):
     parts = slice_table(targets, site)
     local = targets.index.get_level_values("timestamp").tz_convert("Asia/Seoul")
     assert ((parts["shift"] == "day") == ((local.hour >= 6) & (local.hour < 14))).all()
-    assert ((parts["weekday"] == "weekend") == (local.day_of_week >= 5)).all()
+    assert ((parts["week"] == "weekend") == (local.day_of_week >= 5)).all()
     assert (parts["line"] == targets.index.get_level_values("line")).all()
     assert "load" not in parts and "fault" not in parts
 
@@ -538,7 +550,7 @@ def test_everything_on_the_rows_all_share(world):
     assert set(found.levels["n"]) == set(found.classes["n"]) == {len(shared)}
     assert found.model == "late" and set(found.differences["other"]) == {"persistence"}
     assert set(found.alarms["method"]) == {"persistence", "late", "level rule", "rules"}
-    assert set(found.slices["slice"]) >= {"shift", "weekday", "load", "fault", "line"}
+    assert set(found.slices["slice"]) >= {"shift", "week", "load", "fault", "line"}
     days = found.curves.groupby("method")["days"].first()
     assert days.to_list() == pytest.approx([len(shared) / 1440] * 4)
     head = found.headline()
