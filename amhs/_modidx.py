@@ -306,6 +306,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'amhs.features._registers': ('lib/features.html#_registers', 'amhs/features.py'),
                                'amhs.features._run': ('lib/features.html#_run', 'amhs/features.py'),
                                'amhs.features._series': ('lib/features.html#_series', 'amhs/features.py'),
+                               'amhs.features._six_by': ('lib/features.html#_six_by', 'amhs/features.py'),
                                'amhs.features._slope': ('lib/features.html#_slope', 'amhs/features.py'),
                                'amhs.features._spread5': ('lib/features.html#_spread5', 'amhs/features.py'),
                                'amhs.features._statistic': ('lib/features.html#_statistic', 'amhs/features.py'),

@@ -795,7 +795,7 @@ def _handle_hub(s, p, job, stage):
     else:
         _crane_done(s, p, job)
 
-# %% ../nbs/lib/03_simulate.ipynb #2b9def25
+# %% ../nbs/lib/03_simulate.ipynb #58949a46
 @_compiled
 def _handle(s, p, job):
     "What follows the end of a job's stage."
@@ -809,7 +809,7 @@ def _handle(s, p, job):
     elif stage == _IN_LANE:
         _arrive(s, p, s.origin[job])
         s.wake |= _WAKE_LANES
-    elif stage == _DELIVERING or stage == _LOCAL_TRIP:
+    elif stage in (_DELIVERING, _LOCAL_TRIP):
         _delivered(s, p, job)
     else:
         _handle_hub(s, p, job, stage)
@@ -1076,12 +1076,12 @@ class Scenario(NamedTuple):
 _OUTAGES = {"fault_per_day": (1.5, 1.5, 0.3, 0.3, 0.0, 0.0, 0.6, 0.4, 0.3, 0.9, 0.45), "fault_least_min": (12, 12, 20, 20, 0, 0, 6, 8, 10, 8, 4),
             "fault_mean_min": (26, 26, 45, 45, 60, 60, 14, 20, 30, 18, 6), "fault_low": (0.8, 0.8, 0.12, 0.12, 0.3, 0.3, 0.25, 0.08, 1.0, 0.3, 12.0)}
 
-# %% ../nbs/lib/03_simulate.ipynb #7c236a58
+# %% ../nbs/lib/03_simulate.ipynb #7aeaccf1
 SCENARIOS = {
     "normal": Scenario("an ordinary hub: rhythm, bursts, and now and then a fault"),
     "busy": Scenario("6 % more demand at all origins", numbers={"demand_factor": 1.06}),
     "lifter-outage": Scenario("lifters fail three times as often, and longer", numbers=_OUTAGES),
-    "new-route": Scenario("half-way, a new route: more lots come from and go to the neighbour building, on much shorter notice; what used to herald a surge no longer does",
+    "new-route": Scenario("half-way a new route: more lots from and to the neighbour building, on shorter notice; old signs mislead",
                           "new-route", steps=(Step("jobs_per_min", (0.92, 0.92, 1.16, 1.0), 0.5, 0.5),
                                               Step("route", (1, 0.9, 1.109, 0.9, 1, 1.109, 1, 1, 1), 0.5, 0.5),
                                               Step("release_s", (1.0, 1.0, 0.4, 1.0), 0.5, 0.5))),
