@@ -737,11 +737,11 @@ def _blocks(head: bytes, stream: BinaryIO) -> Iterator[bytes]:
     if rest:
         yield rest if rest.endswith(b"\n") else rest + b"\n"
 
-# %% ../nbs/lib/02_telemetry.ipynb #7f834bfc
+# %% ../nbs/lib/02_telemetry.ipynb #6ef0598e
 def _fast(block: bytes, layout: _Layout, file: _File, wanted: dict[str, int], texts: set[str]) -> pa.Table | None:
     "Read a clean stretch of lines."
     block = _utf8(block, layout.encoding)
-    if block is None or b"\0" in block or not _plainly_quoted(block, layout.delimiter.encode()):
+    if block is None or b"\0" in block or _stray_quotes(block, layout.delimiter).size:
         return None
     for as_text in (False, True)[file.as_text:]:
         types = {name: pa.string() if as_text or name in texts else pa.float64() for name in wanted}
@@ -750,14 +750,15 @@ def _fast(block: bytes, layout: _Layout, file: _File, wanted: dict[str, int], te
             return table if table.num_rows == block.count(b"\n") else None
     return None
 
-# %% ../nbs/lib/02_telemetry.ipynb #178c9098
-def _plainly_quoted(block: bytes, delimiter: bytes) -> bool:
-    "Does every quote stand next to a delimiter or a line's end?"
-    quotes = block.count(b'"')
-    if not quotes:
-        return True
-    sides = (delimiter + b'"', b'\n"', b'"' + delimiter, b'"\n')
-    return quotes == sum(block.count(side) for side in sides) + block.startswith(b'"')
+# %% ../nbs/lib/02_telemetry.ipynb #152b8d87
+def _stray_quotes(block: bytes, delimiter: str) -> np.ndarray:
+    "Positions of quotes that stand next to no delimiter and no line's end."
+    if b'"' not in block:
+        return np.empty(0, int)
+    data = np.frombuffer(b"\n" + block + b"\n", "uint8")
+    quotes = np.flatnonzero(data == ord('"'))
+    edge = (data == ord(delimiter)) | (data == ord("\n"))
+    return quotes[~edge[quotes - 1] & ~edge[quotes + 1]] - 1
 
 # %% ../nbs/lib/02_telemetry.ipynb #08384589
 def _utf8(block: bytes, encoding: str) -> bytes | None:
@@ -783,19 +784,19 @@ def _arrow_csv(block: bytes, layout: _Layout, wanted: dict[str, int], types: dic
     except pa.ArrowInvalid:
         return None
 
-# %% ../nbs/lib/02_telemetry.ipynb #7c002775
-def _per_line(block: bytes, ends: np.ndarray, byte: int) -> np.ndarray:
-    "How often a byte occurs in every line: int64 (lines,)."
-    # ends: int64 (lines,), positions of the line ends
-    return np.diff(np.searchsorted(np.flatnonzero(np.frombuffer(block, "uint8") == byte), ends), prepend=0)
+# %% ../nbs/lib/02_telemetry.ipynb #df7787e0
+def _per_line(places: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    "How many of some places lie in every line: int64 (lines,)."
+    # places: int64, ascending; ends: int64 (lines,), places of the line ends
+    return np.diff(np.searchsorted(places, ends), prepend=0)
 
-# %% ../nbs/lib/02_telemetry.ipynb #a2f145a9
+# %% ../nbs/lib/02_telemetry.ipynb #3191ed3f
 def _regular(block: bytes, lines: list[bytes], layout: _Layout) -> np.ndarray:
     "Which lines are as most lines are: bool (lines,)."
-    ends = np.flatnonzero(np.frombuffer(block, "uint8") == ord("\n"))
-    found = _per_line(block, ends, ord(layout.delimiter)) == len(layout.names) - 1
-    for byte in b'"\0':
-        found &= _per_line(block, ends, byte) == 0
+    data = np.frombuffer(block, "uint8")
+    ends, delimiters, quotes, zeros = (np.flatnonzero(data == byte) for byte in (10, ord(layout.delimiter), 34, 0))
+    found = (_per_line(delimiters, ends) == len(layout.names) - 1) & (_per_line(quotes, ends) % 2 == 0)
+    found &= (_per_line(zeros, ends) == 0) & (_per_line(_stray_quotes(block, layout.delimiter), ends) == 0)
     if _utf8(block, layout.encoding) is None:
         found &= [_decoded(line, layout, ())[0] is not None for line in lines]
     return found
@@ -1528,28 +1529,31 @@ def _airport_minutes(flights: pd.DataFrame, n: int) -> pd.DataFrame:
     wait = np.arange(n) - np.divide(since, waiting, out=np.arange(n, dtype=float), where=waiting > 0)
     return pd.DataFrame({"flights_due": due, "flights_left": left, "flights_waiting": waiting, "mean_wait_min": wait.round(2)})
 
-# %% ../nbs/lib/02_telemetry.ipynb #8296a6ff
-def nycflights_source() -> pd.DataFrame:  # airport, local_time (text), and four numbers; 525,600 minutes for each of three airports
+# %% ../nbs/lib/02_telemetry.ipynb #05c3d051
+def nycflights_source(
+    airports: Iterable[str] = ("EWR", "JFK", "LGA"),  # a line each
+) -> pd.DataFrame:  # airport, local_time (text), and four numbers; 525,600 minutes for each airport
     "The flights as the export of a site: its own names, its own wall-clock time."
     flights, n = _flights(), 525_600
     times = pd.date_range("2013-01-01", periods=n, freq="min", tz="America/New_York")
     local = pd.Series(times.tz_localize(None)).astype("datetime64[s]").astype(str).str.slice(0, 16)
     tables = []
-    for airport, mine in flights.groupby("origin"):
-        minutes = _airport_minutes(mine, n)
+    for airport in airports:
+        minutes = _airport_minutes(flights[flights["origin"] == airport], n)
         minutes.insert(0, "local_time", local)
         minutes.insert(0, "airport", airport)
         tables.append(minutes)
     return pd.concat(tables, ignore_index=True)
 
-# %% ../nbs/lib/02_telemetry.ipynb #93224c89
+# %% ../nbs/lib/02_telemetry.ipynb #529c79cd
 def import_nycflights(
     out: str | Path,  # data set; made if it is not there
+    airports: Iterable[str] = ("EWR", "JFK", "LGA"),  # a line each
 ) -> ImportReport:  # what was read, repaired, dropped and changed
     "Import the real flights, through the same door as everything else."
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "nycflights.csv"
-        pa.csv.write_csv(pa.Table.from_pandas(nycflights_source(), preserve_index=False), path)
+        pa.csv.write_csv(pa.Table.from_pandas(nycflights_source(airports), preserve_index=False), path)
         return import_files(path, "nycflights", out)
 
 # %% ../nbs/lib/02_telemetry.ipynb #e10a659e

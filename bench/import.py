@@ -43,12 +43,12 @@ def million() -> pa.Table:
 
 
 def messy(clean: bytes) -> bytes:
-    "The same with a hundredth of the lines broken, repeated, out of order or with text numbers; CP949."
+    "The same with a hundredth of the lines cut, repeated, with a text number, with seconds or with no value; CP949."
     rng, lines = np.random.default_rng(1), clean.decode().splitlines()
     for i in rng.choice(np.arange(1, len(lines)), len(lines) // 100, replace=False):
-        kind = i % 5
-        lines[i] = (lines[i][:40], lines[i] + "\n" + lines[i], lines[i].replace(",", ',"1,234",', 3).replace(',"1,234",', ",", 2),
-                    lines[i].replace(lines[i][:12], lines[i][:12] + "30"), lines[i].replace(lines[i][-5:], " N/A"))[kind]
+        line, fields = lines[i], lines[i].split(",")
+        lines[i] = (line[:40], f"{line}\n{line}", ",".join([*fields[:5], '"1,234"', *fields[6:]]), line.replace('",', '30",', 1),
+                    ",".join([*fields[:-1], "N/A"]))[i % 5]
     return "\n".join(lines).encode("cp949")
 
 

@@ -230,6 +230,23 @@ def test_malformed_lines_cost_only_themselves(bring, bad):
     assert report.dropped == {"malformed_line": 1} and len(frame) == 20
 
 
+@pytest.mark.parametrize("quoted", [False, True])
+def test_odd_lines_among_many_are_counted_and_stay_in_their_place(bring, quoted):
+    "A long file, read in stretches: of the rows of one minute the last in the file wins, clean or odd."
+    lines, n = rows(60_000), 60_000
+    if quoted:
+        lines = [f'"{line[:16]}"{line[16:]}' for line in lines]
+    for i in range(100, n, 1000):
+        lines[i] += "\n" + lines[i].replace(f",{100 + i},", f',"{7000 + i:,}",')  # an odd line wins over a clean one before it
+        lines[i + 1] = lines[i + 1].replace(f",{101 + i},", f',"{8000 + i:,}",') + "\n" + lines[i + 1]  # and loses against one behind it
+        lines[i + 2] += "\nbroken\n\0"
+    report, frame = bring(text(lines))
+    expected = np.arange(100, n + 100, dtype="float32")
+    expected[100::1000] += 6900
+    np.testing.assert_array_equal(frame["hub_jobs"], expected)
+    assert report.dropped == {"malformed_line": 120, "conflicting_minute": 120} and report.repairs["text_number"] == 60
+
+
 def test_unknown_and_missing_columns_are_named(bring):
     report, frame = bring(text([f"{minute(i)},{i},x,y" for i in range(3)], "time,jobs,remark,jobs"))
     assert report.unknown == ("remark", "jobs")
