@@ -27,11 +27,11 @@ from .config import CLASSES, TARGETS, Site, load_site
 from .core import InputError
 from .telemetry import COLUMNS, SCHEMA
 
-# %% ../nbs/lib/10_plots.ipynb #0bc0bb46
+# %% ../nbs/lib/10_plots.ipynb #398c1aea
 INK, GREY, PALE = "#22272e", "#8b949e", "#e6e8eb"
 BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7"
 _WIDTH_IN, _DPI = 9.6, 110
-_KOREAN = ("NanumGothic", "Noto Sans CJK KR", "Noto Sans KR", "Malgun Gothic", "AppleGothic")
+_KOREAN = ("NanumGothic", "Noto Sans CJK KR", "Noto Sans KR", "Noto Sans CJK JP", "Malgun Gothic", "AppleGothic", "Noto Serif CJK KR", "Noto Serif CJK JP")
 
 # %% ../nbs/lib/10_plots.ipynb #f8a09244
 @cache
@@ -221,7 +221,7 @@ def _missing_shares(
     span = np.minimum(there.index + pd.Timedelta(hours=hours), time.max() + pd.Timedelta("1min")) - begin
     return 1 - there.div(span / pd.Timedelta("1min") * telemetry["line"].nunique(), axis=0).T
 
-# %% ../nbs/lib/10_plots.ipynb #70902872
+# %% ../nbs/lib/10_plots.ipynb #df09f2e5
 def _missing_title(
     shares: pd.DataFrame,  # from `_missing_shares`
     drawn: int,  # columns with a strip of their own
@@ -230,9 +230,9 @@ def _missing_title(
     absent, columns = len(COLUMNS) - len(shares) + 1, len(shares) - 1
     said = [f"{shares.iloc[1:].to_numpy().mean():.2%} of all values are missing",
             f"{columns - drawn} of {columns} columns miss nothing but whole rows", f"{absent} columns of the schema do not exist here"]
-    return "; ".join(said if absent else said[:2])
+    return "; ".join(said[:2]) + (f"\n{said[2]}" if absent else "")
 
-# %% ../nbs/lib/10_plots.ipynb #94ed1c3f
+# %% ../nbs/lib/10_plots.ipynb #eb591ac3
 _HEAT = LinearSegmentedColormap.from_list("heat", ["#f6f7f8", ORANGE, VERMILION, "#5b1a00"])
 
 def missing(
@@ -244,7 +244,7 @@ def missing(
     own = [c for c in shares.index[1:] if (shares.loc[c] > shares.loc["no row"] + 1e-9).any()]
     times, zone = shares.columns, load_site(site).timezone if site else "UTC"
     edges = times.append(times[-1:] + times.freq).tz_convert(zone).tz_localize(None)
-    with _picture(1.3 + 0.22 * (len(own) + 1), grid="none") as (figure, axes):
+    with _picture(1.5 + 0.22 * (len(own) + 1), grid="none") as (figure, axes):
         ax, drawn = axes[0, 0], shares.loc[["no row", *own]]
         strip = ax.pcolormesh(edges, np.arange(len(drawn) + 1), drawn.to_numpy() * 100, cmap=_HEAT, vmin=0, vmax=100)
         ax.set_yticks(np.arange(len(drawn)) + 0.5, drawn.index)
@@ -314,7 +314,7 @@ def targets(
         right.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.25))
     return figure
 
-# %% ../nbs/lib/10_plots.ipynb #56db2066
+# %% ../nbs/lib/10_plots.ipynb #db029b36
 def bars(
     values: pd.Series,  # named numbers
     title: str = "",  # what they are
@@ -323,7 +323,7 @@ def bars(
 ) -> Picture:  # one bar per name
     "The strongest of some named values."
     top = values.dropna().sort_values(key=abs, ascending=False).head(n)
-    with _picture(0.9 + 0.2 * len(top), grid="x") as (figure, axes):
+    with _picture(1.1 + 0.2 * len(top), grid="x") as (figure, axes):
         ax = axes[0, 0]
         ax.barh([str(name) for name in top.index], top, color=np.where(top >= 0, BLUE, VERMILION), height=0.7)
         ax.invert_yaxis()
@@ -331,7 +331,7 @@ def bars(
         ax.set(title=title, xlabel=unit)
     return figure
 
-# %% ../nbs/lib/10_plots.ipynb #c8ae50dd
+# %% ../nbs/lib/10_plots.ipynb #d05bd1d5
 def _episode_strip(
     ax: Axes,
     episodes: pd.DataFrame,  # line, start, end, and `false` where judged
@@ -344,10 +344,8 @@ def _episode_strip(
     ax.barh([0] * len(own), own["length"], left=own["start"], height=0.8, color=np.where(false, GREY, GREEN))
     ax.set_yticks([0], ["alarms"])
     ax.grid(False)
-    keys = [Patch(color=GREEN, label="alarm that announced an event"), Patch(color=GREY, label="false alarm")]
-    ax.legend(handles=keys, ncols=2, loc="upper right", bbox_to_anchor=(1, -0.9))
 
-# %% ../nbs/lib/10_plots.ipynb #45795a59
+# %% ../nbs/lib/10_plots.ipynb #95d79010
 def forecast(
     forecast: pd.DataFrame,  # by (line, timestamp)
     targets: pd.DataFrame,  # of the same rows, for the level that came
@@ -370,7 +368,8 @@ def forecast(
         ax.plot(shown["said"], color=BLUE, linewidth=1.5, label="its forecast")
         _above(ax, shown["level"], site.thresholds.surge_level)
         ax.set_ylabel("jobs")
-        ax.legend(ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
+        keys = [Patch(color=GREEN, label="announced an event"), Patch(color=GREY, label="false alarm")] if episodes is not None else []
+        ax.legend(handles=[*ax.get_lines()[:3], *keys], ncols=5, loc="lower left", bbox_to_anchor=(0, 1))
         _time_axis(strip, shown.index, f"{line}, {site.timezone} time")
         if episodes is not None:
             _episode_strip(strip, episodes, line, site.timezone)
@@ -500,13 +499,13 @@ def _frontier(
     best = own[own["recall"] > own["recall"].cummax().shift(fill_value=-1)].drop_duplicates("false_per_day", keep="last")
     return pd.concat([best, best.tail(1).assign(false_per_day=most)])[["false_per_day", "recall", "median_lead_min"]]
 
-# %% ../nbs/lib/10_plots.ipynb #870c3967
+# %% ../nbs/lib/10_plots.ipynb #356be69b
 def alarm_tradeoff(
     evaluation: Any,  # an `Evaluation`
     most: float = 4,  # false episodes a day
 ) -> Picture:  # recall on the left, lead time on the right
     "Events announced, and how early, against false alarms."
-    methods = list(evaluation.curves["method"].unique())
+    methods = [m for m in evaluation.curves["method"].unique() if m != "persistence"]
     colours, dots = _colours(methods, evaluation.model), evaluation.alarms[evaluation.alarms["chosen_on"] == "validation"]
     with _picture(3.6, 1, 2, grid="both", sharex=True) as (figure, axes):
         for method in sorted(methods, key=lambda m: m == evaluation.model):
@@ -517,7 +516,8 @@ def alarm_tradeoff(
                 ax.plot(own["false_per_day"].clip(upper=most), own[column], "o", color=colours[method], markersize=5, clip_on=False)
         axes[0, 0].set(title="Events announced", ylabel="share of events", ylim=(0, 1.03), xlim=(0, most))
         axes[0, 1].set(title="How early", ylabel="median lead, minutes", ylim=(0, None))
-        figure.supxlabel("false episodes per day", fontsize=9)
+        for ax in axes[0]:
+            ax.set_xlabel("false episodes per day")
         figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(methods))
     return figure
 
@@ -534,7 +534,7 @@ def _slice_rows(
     best = others.groupby("model")["value"].mean().idxmax() if len(others) else None
     return own.assign(baseline=others[others["model"] == best].set_index(["slice", "part"])["value"], best=best).reset_index()
 
-# %% ../nbs/lib/10_plots.ipynb #c2d0635a
+# %% ../nbs/lib/10_plots.ipynb #be34e1d7
 def _slice_dots(
     ax: Axes,
     table: pd.DataFrame,  # from `_slice_rows`
@@ -547,7 +547,8 @@ def _slice_dots(
     ax.scatter(table["value"], at, color=inks, s=28, zorder=3, label=model)
     if table["baseline"].notna().any():
         ax.scatter(table["baseline"], at, s=28, facecolor="white", edgecolor=GREY, zorder=2, label=table["best"].iloc[0])
-    ax.set_yticks(at, [f"{row.slice}: {row.part}   {row.n:,} min" for row in table.itertuples()])
+    names = (table["slice"] + ": " + table["part"]).str.replace("fault: present", "fault: any").str.removesuffix(": present")
+    ax.set_yticks(at, [f"{name}   {n:,} min" for name, n in zip(names, table["n"], strict=True)])
     ax.invert_yaxis()
 
 # %% ../nbs/lib/10_plots.ipynb #23b7feea
