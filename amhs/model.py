@@ -164,21 +164,21 @@ class Boosting(Frozen):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     jobs: int = Field(0, ge=0)  # heads trained at once, one thread each; 0: as many as there are cores
 
-# %% ../nbs/lib/08_model.ipynb #77cf787c
+# %% ../nbs/lib/08_model.ipynb #e5544791
 class Hub(Boosting):
     "Hyper-parameters of the `hub` model."
 
     feature_set: Feature = "hub"
     trees: Count = 600
     depth: int = Field(6, ge=1, le=16)
-    learning_rate: float = Field(0.05, gt=0, le=1)
+    learning_rate: float = Field(0.07, gt=0, le=1)
     subsample: float = Field(0.7, gt=0, le=1)
     colsample: float = Field(0.5, gt=0, le=1)
     min_child_weight: float = Field(20.0, ge=0)
     objective: Literal["squared", "absolute", "huber"] = "absolute"
     heavy_weight: float = Field(1.0, ge=1)
     balance: Share = 0.5
-    early_stopping: int = Field(30, ge=0)
+    early_stopping: int = Field(40, ge=0)
     calibrate: bool = True
     ordered: bool = True
 
@@ -188,14 +188,14 @@ class Plain(Frozen):
 
     feature_set: Feature = "v8"
 
-# %% ../nbs/lib/08_model.ipynb #7cf3416e
+# %% ../nbs/lib/08_model.ipynb #081f3bea
 class Lines(Frozen):
     "Hyper-parameters of the linear model."
 
     feature_set: Feature = "v8"
     ridge: float = Field(100.0, ge=0)  # L2 of the regression
     class_ridge: float = Field(1.0, gt=0)  # L2 of the classifier
-    class_rows: Count = 40_000  # rows, evenly spaced, that the classifier learns from
+    class_rows: Count = 20_000  # rows, evenly spaced, that the classifier learns from
     limit: float = Field(8.0, gt=0)  # standard deviations; features further out are pulled in
     ordered: bool = True
 
@@ -378,7 +378,7 @@ def _learn(self: Linear, X: np.ndarray, targets: pd.DataFrame, valid: tuple | No
     for h in self.horizons:
         self._learn_classes(Z, targets[f"surge_class_{h}"].to_numpy()[:: max(1, len(X) // self.hyper.class_rows)], h)
 
-# %% ../nbs/lib/08_model.ipynb #14274bb6
+# %% ../nbs/lib/08_model.ipynb #81d9c9f2
 @patch
 def _learn_classes(self: Linear, Z: np.ndarray, classes: np.ndarray, horizon_min: int) -> None:
     "A logistic regression; classes that never occur get a log-odds of -30."
@@ -388,7 +388,7 @@ def _learn_classes(self: Linear, Z: np.ndarray, classes: np.ndarray, horizon_min
     coef, intercept = np.zeros((len(CLASSES), Z.shape[1])), np.full(len(CLASSES), -30.0)
     intercept[present] = 0
     if len(present) > 1:
-        fitted = LogisticRegression(C=1 / self.hyper.class_ridge, max_iter=200, tol=1e-3).fit(Z, classes)
+        fitted = LogisticRegression(C=1 / self.hyper.class_ridge, solver="newton-cholesky", tol=1e-2).fit(Z, classes)
         rows = present if len(present) > 2 else present[1:]
         coef[rows], intercept[rows] = fitted.coef_, fitted.intercept_
     self.weights |= {f"coef_{horizon_min}": coef.astype(np.float32), f"intercept_{horizon_min}": intercept.astype(np.float32)}
