@@ -105,6 +105,7 @@ def test_confirmed_package_answers_by_itself(smoke):
     assert list(forecast.columns) == interface["gives"] and len(forecast)
 
 
+@pytest.mark.full
 def test_a_refused_model_leaves_no_package(smoke):
     asked = {"business.min_skill_change_max": "0.99"}
     runs.run_pipeline("develop", "smoke", asked, last="data", run_id="strict", show=QUIET)
@@ -137,13 +138,13 @@ def own_export(folder: Path, days: int) -> tuple[Path, Path]:
     return folder / "export.csv", folder / "mysite.yaml"
 
 
-def test_own_csv_goes_the_whole_way(house, tmp_path):
-    "Import a site's export by command line, then run the pipeline on it: works with the columns there are, names the rest."
+def test_own_csv_becomes_a_model(house, tmp_path):
+    "Import a site's export by command line, then train on it: works with the columns there are, names the rest."
     export, profile = own_export(tmp_path, days=15)
     done = subprocess.run([AMHS, "import", export, "--site", profile, "--out", tmp_path / "data"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     sets = {"business.site": str(profile), "business.source": str(tmp_path / "data"), "business.days": "15"}
-    result = runs.run_pipeline("develop", "smoke", sets, run_id="own", show=QUIET)
+    result = runs.run_pipeline("develop", "smoke", sets, last="train", run_id="own", show=QUIET)
     assert {m["status"] for m in result.manifests} <= {"finished", "gate failed"}, [m["error"] for m in result.manifests]
     report = (result.folder / "03_prototype/documents/prototype_fit.md").read_text()
     assert all(c.name in report for c in SCHEMA)
