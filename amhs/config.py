@@ -368,7 +368,7 @@ PARAMS: dict[str, type[StageParams]] = {
     "develop": DevelopParams, "train": TrainParams, "evaluate": EvaluateParams,
 }
 
-# %% ../nbs/lib/01_config.ipynb #801b451e
+# %% ../nbs/lib/01_config.ipynb #39f59c77
 def parse_sets(
     sets: Mapping[str, Any],  # "stage.name" or "name" -> value; text is read as YAML
 ) -> dict[str, dict]:  # stage -> {name: value}
@@ -382,7 +382,7 @@ def parse_sets(
         if not having:
             raise ParameterError("no stage has this parameter", got=key, fix="write it as stage.name=value")
         for s in having:
-            sorted_[s][name] = parse_yaml(value) if isinstance(value, str) else value
+            sorted_[s][name] = parse_yaml(value) if isinstance(value, str) and value.strip() else value
     return sorted_
 
 # %% ../nbs/lib/01_config.ipynb #8aaa3cd4

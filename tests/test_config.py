@@ -89,3 +89,7 @@ def test_skipping_needs_a_reason():
     with pytest.raises(ParameterError, match="skip_reason"):
         load_params("poc", "smoke", {"poc.skip": "true"})
     assert load_params("poc", "smoke", {"poc.skip": "true", "poc.skip_reason": "V8 is in use"}).skip
+
+
+def test_nothing_after_the_equals_sign_is_empty_text():
+    assert parse_sets({"business.line": ""})["business"] == {"line": ""}
