@@ -737,11 +737,46 @@ def _blocks(head: bytes, stream: BinaryIO) -> Iterator[bytes]:
     if rest:
         yield rest if rest.endswith(b"\n") else rest + b"\n"
 
-# %% ../nbs/lib/02_telemetry.ipynb #6ef0598e
+# %% ../nbs/lib/02_telemetry.ipynb #6eb21cdd
+def _decoded(raw: bytes, encoding: str, others: Iterable[str]) -> tuple[str | None, int]:
+    "A line as text, None if no encoding fits, and the repair that was needed."
+    for attempt in (encoding, *others):
+        try:
+            return raw.decode(attempt), 0 if attempt == encoding else int(_FIX["other_encoding"])
+        except UnicodeDecodeError:
+            continue
+    return None, 0
+
+# %% ../nbs/lib/02_telemetry.ipynb #f69af3d9
+def _utf8_lines(block: bytes, file: _File, encodings: Iterable[str]) -> tuple[bytes, np.ndarray]:
+    "Lines of several encodings in UTF-8, and the repair of each: uint16 (lines,)."
+    kept, fixes = [], []
+    for raw in filter(bytes.strip, block.split(b"\n")):
+        text, fix = _decoded(raw, file.encoding, encodings)
+        if text is None:
+            file.rows_in += 1
+            file.refused["undecodable_line"] += 1
+        else:
+            kept.append(text.encode() + b"\n")
+            fixes.append(fix)
+    return b"".join(kept), np.array(fixes, "uint16")
+
+# %% ../nbs/lib/02_telemetry.ipynb #c9f7d6bd
+def _utf8(block: bytes, file: _File, encodings: Iterable[str]) -> tuple[bytes, np.ndarray]:
+    "Lines in UTF-8 without empty ones, and the repair of each: uint16 (lines,)."
+    if not block.isascii():
+        try:
+            block = block.decode(file.encoding).encode()
+        except UnicodeDecodeError:
+            return _utf8_lines(block, file, encodings)
+    if b"\n\n" in block or block[:1] == b"\n":
+        block = re.sub(rb"\n\n+", b"\n", block).lstrip(b"\n")
+    return block, np.zeros(block.count(b"\n"), "uint16")
+
+# %% ../nbs/lib/02_telemetry.ipynb #2ae16d78
 def _fast(block: bytes, layout: _Layout, file: _File, wanted: dict[str, int], texts: set[str]) -> pa.Table | None:
-    "Read a clean stretch of lines."
-    block = _utf8(block, layout.encoding)
-    if block is None or b"\0" in block or _stray_quotes(block, layout.delimiter).size:
+    "Read a clean stretch of lines; None if it is not clean."
+    if b"\0" in block or _stray_quotes(block, layout.delimiter).size:
         return None
     for as_text in (False, True)[file.as_text:]:
         types = {name: pa.string() if as_text or name in texts else pa.float64() for name in wanted}
@@ -760,19 +795,9 @@ def _stray_quotes(block: bytes, delimiter: str) -> np.ndarray:
     edge = (data == ord(delimiter)) | (data == ord("\n"))
     return quotes[~edge[quotes - 1] & ~edge[quotes + 1]] - 1
 
-# %% ../nbs/lib/02_telemetry.ipynb #08384589
-def _utf8(block: bytes, encoding: str) -> bytes | None:
-    "A stretch of lines in UTF-8."
-    if not block.isascii():
-        try:
-            block = block.decode(encoding).encode()
-        except UnicodeDecodeError:
-            return None
-    return re.sub(rb"\n\n+", b"\n", block).lstrip(b"\n") if b"\n\n" in block or block[:1] == b"\n" else block
-
-# %% ../nbs/lib/02_telemetry.ipynb #7d094593
+# %% ../nbs/lib/02_telemetry.ipynb #6ed59c53
 def _arrow_csv(block: bytes, layout: _Layout, wanted: dict[str, int], types: dict[str, pa.DataType]) -> pa.Table | None:
-    "Read lines with pyarrow."
+    "Read lines with pyarrow; None if a line or a value does not fit."
     names = [f"{place}" for place in range(len(layout.names))]
     read = pa.csv.ReadOptions(column_names=names, use_threads=False, block_size=len(block) + 1)
     parse = pa.csv.ParseOptions(delimiter=layout.delimiter, quote_char='"' if b'"' in block else False)
@@ -790,42 +815,26 @@ def _per_line(places: np.ndarray, ends: np.ndarray) -> np.ndarray:
     # places: int64, ascending; ends: int64 (lines,), places of the line ends
     return np.diff(np.searchsorted(places, ends), prepend=0)
 
-# %% ../nbs/lib/02_telemetry.ipynb #3191ed3f
-def _regular(block: bytes, lines: list[bytes], layout: _Layout) -> np.ndarray:
+# %% ../nbs/lib/02_telemetry.ipynb #fff3b9b1
+def _regular(block: bytes, layout: _Layout) -> np.ndarray:
     "Which lines are as most lines are: bool (lines,)."
     data = np.frombuffer(block, "uint8")
     ends, delimiters, quotes, zeros = (np.flatnonzero(data == byte) for byte in (10, ord(layout.delimiter), 34, 0))
     found = (_per_line(delimiters, ends) == len(layout.names) - 1) & (_per_line(quotes, ends) % 2 == 0)
-    found &= (_per_line(zeros, ends) == 0) & (_per_line(_stray_quotes(block, layout.delimiter), ends) == 0)
-    if _utf8(block, layout.encoding) is None:
-        found &= [_decoded(line, layout, ())[0] is not None for line in lines]
-    return found
+    return found & (_per_line(zeros, ends) == 0) & (_per_line(_stray_quotes(block, layout.delimiter), ends) == 0)
 
-# %% ../nbs/lib/02_telemetry.ipynb #89de2fe4
-def _decoded(raw: bytes, layout: _Layout, encodings: Iterable[str]) -> tuple[str | None, int]:
-    "A line as text."
-    for encoding in (layout.encoding, *encodings):
-        try:
-            return raw.decode(encoding), 0 if encoding == layout.encoding else int(_FIX["other_encoding"])
-        except UnicodeDecodeError:
-            continue
-    return None, 0
-
-# %% ../nbs/lib/02_telemetry.ipynb #46387bf3
-def _careful(lines: Iterable[bytes], layout: _Layout, file: _File, encodings: Iterable[str]) -> Iterator[tuple[int, list[str], int]]:
-    "Read lines one by one: position, fields and repairs of those that can be used."
-    for place, raw in enumerate(lines):
-        if not raw.strip():
+# %% ../nbs/lib/02_telemetry.ipynb #ef59b434
+def _careful(lines: Iterable[bytes], layout: _Layout, file: _File) -> Iterator[tuple[int, list[str]]]:
+    "Read lines one by one: position and fields of those that can be used."
+    for place, line in enumerate(lines):
+        if not line.strip():
             continue
         file.rows_in += 1
-        text, fix = _decoded(raw, layout, encodings)
-        fields = _fields(text, layout.delimiter) if text is not None and "\0" not in text else None
-        if text is None:
-            file.refused["undecodable_line"] += 1
-        elif fields is None or len(fields) != len(layout.names):
+        fields = _fields(line.decode(), layout.delimiter) if b"\0" not in line else None
+        if fields is None or len(fields) != len(layout.names):
             file.refused["malformed_line"] += 1
         else:
-            yield place, fields, fix
+            yield place, fields
 
 # %% ../nbs/lib/02_telemetry.ipynb #4e44c389
 def _as_table(rows: Iterable[list[str]], wanted: dict[str, int]) -> pa.Table:
@@ -845,34 +854,32 @@ class _Stretch(NamedTuple):
     fixes: Any  # uint16, per row or for all
     place: np.ndarray  # int64 (rows,), position in the file
 
-# %% ../nbs/lib/02_telemetry.ipynb #dbadaea1
+# %% ../nbs/lib/02_telemetry.ipynb #5d0203ab
 def _read_block(block: bytes, layout: _Layout, file: _File, site: Site, wanted: dict[str, int]) -> Iterator[_Stretch]:
     "Read some lines, the clean ones together, the odd ones one by one."
-    start, texts = file.lines, {_plain(site.time.column), _plain(site.line.column or site.time.column)}
-    file.lines += block.count(b"\n")
-    table, odd = _fast(block, layout, file, wanted, texts), np.empty(0, int)
-    place = np.arange(table.num_rows if table is not None else 0)
-    if table is None:
-        lines = block.split(b"\n")[:-1]
-        regular = _regular(block, lines, layout)
-        clean = b"".join(lines[i] + b"\n" for i in np.flatnonzero(regular))
-        table = _fast(clean, layout, file, wanted, texts) if clean else None
-        place, odd = (np.flatnonzero(regular), np.flatnonzero(~regular)) if table is not None else (place, np.arange(len(lines)))
+    block, fixes = _utf8(block, file, site.encodings)
+    texts = {_plain(site.time.column), _plain(site.line.column or site.time.column)}
+    start, file.lines = file.lines, file.lines + len(fixes)
+    regular = np.ones(len(fixes), bool)
+    if (table := _fast(block, layout, file, wanted, texts)) is None:
+        regular, lines = _regular(block, layout), block.splitlines(keepends=True)
+        table = _fast(b"".join(lines[i] for i in np.flatnonzero(regular)), layout, file, wanted, texts)
+        regular &= table is not None
     if table is not None and table.num_rows:
         file.rows_in += table.num_rows
-        yield _Stretch(table, 0, start + place)
-    if odd.size:
-        yield from _read_odd([lines[i] for i in odd], start + odd, layout, file, site, wanted)
+        yield _Stretch(table, fixes[regular], start + np.flatnonzero(regular))
+    if (odd := np.flatnonzero(~regular)).size:
+        yield from _read_odd([lines[i] for i in odd], start + odd, fixes[odd], layout, file, wanted)
 
-# %% ../nbs/lib/02_telemetry.ipynb #c4fe0f42
-def _read_odd(lines: list[bytes], place: np.ndarray, layout: _Layout, file: _File, site: Site,
+# %% ../nbs/lib/02_telemetry.ipynb #bc597f2f
+def _read_odd(lines: list[bytes], place: np.ndarray, fixes: np.ndarray, layout: _Layout, file: _File,
               wanted: dict[str, int]) -> Iterator[_Stretch]:
     "Read odd lines."
-    # place: int64 (lines,), position in the file
-    found = list(_careful(lines, layout, file, site.encodings))
+    # place: int64 (lines,), position in the file; fixes: uint16 (lines,)
+    found = list(_careful([line.rstrip(b"\n") for line in lines], layout, file))
     if found:
-        at, rows, fixes = zip(*found, strict=True)
-        yield _Stretch(_as_table(rows, wanted), np.array(fixes, "uint16"), place[list(at)])
+        at, rows = [place for place, _ in found], [fields for _, fields in found]
+        yield _Stretch(_as_table(rows, wanted), fixes[at], place[at])
 
 # %% ../nbs/lib/02_telemetry.ipynb #2d029781
 def _read_text(stream: BinaryIO, file: _File, site: Site) -> Iterator[_Stretch]:

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from common import figure, record
 
-from amhs.telemetry import COLUMNS
+from amhs.quality import review
+from amhs.telemetry import COLUMNS, check_telemetry, fill_gaps
 
 ROWS = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
 SITE = {"name": "bench", "timezone": "Asia/Seoul", "line": {"column": "라인"}, "time": {"column": "측정시각", "format": "%Y%m%d%H%M"},
@@ -70,4 +72,15 @@ with tempfile.TemporaryDirectory() as folder:
         figures += [figure(f"{name}: {found['rows']:,} rows, wall", round(found["wall"], 1), "s", "at most 30", found["wall"] <= 30),
                     figure(f"{name}: CPU", round(found["cpu"], 1), "s"),
                     figure(f"{name}: peak memory", round(found["peak_gb"], 2), "GB", "at most 2", found["peak_gb"] <= 2)]
-    record("import", figures)
+
+half_year = pd.DataFrame({"line": "HUB1", "timestamp": pd.date_range("2026-01-01", periods=259_200, freq="min", tz="UTC"),
+                          **{name: np.arange(259_200, dtype="float32") % 97 for name in COLUMNS}})
+holes = check_telemetry(half_year[np.random.default_rng(0).random(259_200) > 0.05])
+holes.loc[::7, "hub_queue"] = np.nan
+for name, call, goal in (("fill gaps, 180 days of 31 columns", lambda: fill_gaps(holes), 1), ("review of the same", lambda: review(holes), None),
+                         ("check_telemetry of the same", lambda: check_telemetry(holes), None)):
+    began = time.process_time()
+    call()
+    took = round(time.process_time() - began, 2)
+    figures.append(figure(f"{name}: CPU", took, "s", f"at most {goal}" if goal else None, took <= goal if goal else None))
+record("import", figures)

@@ -692,7 +692,10 @@ def test_nothing_to_draft_from(tmp_path, content, said):
         propose_site(tmp_path / "f.csv")
 
 
-def test_simulated_style_data_set_and_import_share_a_folder(bring, tmp_path):
-    "write_dataset and import_files speak of the same data set."
-    _, frame = bring(text(rows(5)))
-    assert write_dataset(frame, tmp_path / "set") == (0, 0, 5)
+def test_simulated_hub_exported_and_imported_is_the_same(tmp_path):
+    from amhs.simulate import simulate
+    telemetry = simulate(1, seed=3).telemetry
+    telemetry.to_csv(tmp_path / "hub.csv", index=False)
+    assert import_files(tmp_path / "hub.csv", "simulated", tmp_path / "set").kept == 1440
+    pd.testing.assert_frame_equal(read_dataset(tmp_path / "set"), telemetry)
+    assert write_dataset(telemetry, tmp_path / "set") == (0, 0, 1440)
