@@ -9,10 +9,11 @@ __all__ = ['SHIFTS', 'same_rows', 'Blocks', 'make_blocks', 'level_scores', 'clas
            'slice_scores', 'worst_slice', 'attained_share', 'attained_shares', 'future_leaks', 'suspicious_features',
            'split_leaks', 'leak_check', 'Evaluation', 'alarm_tables', 'evaluate']
 
-# %% ../nbs/lib/09_evaluate.ipynb #b3737745
+# %% ../nbs/lib/09_evaluate.ipynb #44b13ab7
 import json, math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -74,9 +75,10 @@ def _draws_of_line(
     cell = (np.arange(n_draws)[:, None] * n_units + drawn).ravel()
     return np.bincount(cell, minlength=n_draws * n_units).reshape(n_draws, n_units).astype("float64")
 
-# %% ../nbs/lib/09_evaluate.ipynb #091858de
+# %% ../nbs/lib/09_evaluate.ipynb #b7826742
 _UNIT_MIN = 60
 
+# %% ../nbs/lib/09_evaluate.ipynb #cfa6a936
 def make_blocks(
     index: pd.MultiIndex,  # (line, timestamp) of the rows to judge
     n_draws: int = 500,  # resamples
@@ -93,9 +95,10 @@ def make_blocks(
     drawn = np.concatenate(parts, axis=1)
     return Blocks(unit, np.concatenate([np.ones((1, len(units))), drawn]))
 
-# %% ../nbs/lib/09_evaluate.ipynb #8438f0be
+# %% ../nbs/lib/09_evaluate.ipynb #a2f982fd
 _LINE_APART = 1 << 40  # minutes between the clocks of two lines, so that nothing reaches from one to the next
 
+# %% ../nbs/lib/09_evaluate.ipynb #0056ecf2
 def _minute_numbers(
     times: pd.Series | pd.DatetimeIndex,  # with a time zone
 ) -> np.ndarray:  # int64 (n,), minutes since 1970 UTC
@@ -110,15 +113,27 @@ def _minutes(
     level = index.names.index("timestamp")
     return _minute_numbers(index.levels[level])[index.codes[level]]
 
-# %% ../nbs/lib/09_evaluate.ipynb #b84438c8
-def _sums(
+# %% ../nbs/lib/09_evaluate.ipynb #23d75e5b
+def _by_unit(
     blocks: Blocks,  # on the rows below
-    values: np.ndarray,  # float (rows, columns)
-) -> np.ndarray:  # float64 (columns, 1 + draws)
-    "Sums of columns, over all rows and over each draw."
-    n_units = blocks.weights.shape[1]
-    per_unit = np.column_stack([np.bincount(blocks.unit, column, n_units) for column in values.T])
-    return (blocks.weights @ per_unit).T
+    values: np.ndarray,  # float (rows,), to be summed
+    code: np.ndarray | int = 0,  # int (rows,), the column a value goes to
+    n_codes: int = 1,  # columns
+    where: np.ndarray | None = None,  # int (rows of a slice,), their positions; None: all rows
+) -> np.ndarray:  # float64 (hours, columns)
+    "Sums per hour, one column or one per code."
+    n_units, cell = blocks.weights.shape[1], blocks.unit * n_codes + code
+    cell, values = (cell, values) if where is None else (cell[where], values[where])
+    return np.bincount(cell, values, n_units * n_codes).reshape(n_units, n_codes)
+
+# %% ../nbs/lib/09_evaluate.ipynb #9f758323
+def _drawn(
+    blocks: Blocks,
+    per_unit: Sequence[np.ndarray],  # each float64 (hours, columns)
+) -> list[np.ndarray]:  # each float64 (columns, 1 + draws)
+    "Sums over all hours and over each draw, by one product for all."
+    sums = (blocks.weights @ np.concatenate(per_unit, axis=1)).T
+    return np.split(sums, np.cumsum([part.shape[1] for part in per_unit])[:-1])
 
 # %% ../nbs/lib/09_evaluate.ipynb #39a58cc5
 def _draw_table(
@@ -147,60 +162,73 @@ def _ratio(part, whole):
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(whole == 0, np.nan, part / np.where(whole == 0, 1, whole))
 
-# %% ../nbs/lib/09_evaluate.ipynb #a7c95bd8
-def _level_metrics(
+# %% ../nbs/lib/09_evaluate.ipynb #3ce58c2f
+def _error_columns(
     change: np.ndarray,  # float (rows,), what happened, jobs
     guess: np.ndarray,  # float (rows,), the forecast, jobs
     now: np.ndarray,  # float (rows,), level now, jobs
-    count: Callable,  # (rows, columns) -> sums (columns, 1 + draws)
+) -> list[np.ndarray]:  # each (rows,)
+    "What has to be summed for every error number."
+    error, level = guess - change, now + change
+    return [np.ones_like(error), error, abs(error), error**2, abs(change), change, change**2, level, level**2]
+
+# %% ../nbs/lib/09_evaluate.ipynb #e760a5fa
+def _error_metrics(
+    sums: np.ndarray,  # float64 (9, 1 + draws), of the columns above
 ) -> dict[str, np.ndarray]:  # metric -> (1 + draws,)
     "Every error number of one horizon and target."
-    error, level = guess - change, now + change
-    columns = [np.ones_like(error), error, abs(error), error**2, abs(change), change, change**2, level, level**2]
-    n, bias, absolute, squared, still, c, cc, v, vv = count(np.column_stack(columns))
+    n, bias, absolute, squared, still, c, cc, v, vv = sums
     return {"mae": _ratio(absolute, n), "rmse": np.sqrt(_ratio(squared, n)), "bias": _ratio(bias, n),
             "r2_level": 1 - _ratio(squared, vv - _ratio(v * v, n)), "r2_change": 1 - _ratio(squared, cc - _ratio(c * c, n)),
             "skill": 1 - _ratio(absolute, still)}
 
-# %% ../nbs/lib/09_evaluate.ipynb #6e9ac5e8
-def _quantile_metrics(
+# %% ../nbs/lib/09_evaluate.ipynb #90dacbc5
+def _quantile_columns(
     change: np.ndarray,  # float (rows,), what happened, jobs
-    forecast: pd.DataFrame,  # may hold columns NAME_qNN
-    name: str,  # column of the point forecast, e.g. change_max_10
-    count: Callable,  # (rows, columns) -> sums (columns, 1 + draws)
-) -> dict[str, np.ndarray]:  # metric -> (1 + draws,); empty without quantiles
-    "Pinball loss and coverage of each quantile given."
-    found = {}
-    for column in (c for c in forecast if c.startswith(f"{name}_q")):
-        share, short = float(column.rpartition("_q")[2]) / 100, change - forecast[column].to_numpy("float64")
-        loss = np.maximum(share * short, (share - 1) * short)
-        n, lost, below = count(np.column_stack([np.ones_like(loss), loss, short <= 0]))
-        found |= {f"pinball_q{share * 100:g}": lost / n, f"coverage_q{share * 100:g}": below / n}
-    return found
+    quantile: np.ndarray,  # float (rows,), the forecast, jobs
+    share: float,  # 0 to 1, outcomes that should stay below
+) -> list[np.ndarray]:  # each (rows,): 1, pinball loss, below
+    "What has to be summed for a quantile."
+    short = change - quantile
+    return [np.ones_like(short), np.maximum(share * short, (share - 1) * short), (short <= 0).astype("float64")]
 
-# %% ../nbs/lib/09_evaluate.ipynb #8b211c94
-def _counter(blocks: Blocks, where: np.ndarray | None = None) -> Callable:
-    "How to sum columns of rows, all of them or those of a slice."
-    if where is None:
-        return lambda values: _sums(blocks, values)
-    return lambda values: _sums(blocks, np.where(where[:, None], values, 0))
+# %% ../nbs/lib/09_evaluate.ipynb #8b98c036
+def _quantile_metrics(
+    sums: np.ndarray,  # float64 (3, 1 + draws), of the columns above
+    name: str,  # e.g. q90
+) -> dict[str, np.ndarray]:  # metric -> (1 + draws,)
+    "Pinball loss and coverage of one quantile."
+    n, lost, below = sums
+    return {f"pinball_{name}": _ratio(lost, n), f"coverage_{name}": _ratio(below, n)}
 
-# %% ../nbs/lib/09_evaluate.ipynb #a471d5f1
+# %% ../nbs/lib/09_evaluate.ipynb #2c1024ae
+def _level_jobs(
+    forecast: pd.DataFrame,  # on the same rows as targets
+    targets: pd.DataFrame,  # what then happened
+) -> Iterator[tuple[tuple[int, str], list[np.ndarray], Callable]]:  # (horizon, target), columns to sum, metrics of the sums
+    "Everything to compute about levels and changes."
+    now = targets["now"].to_numpy("float64")
+    for h, t in ((h, t) for h in _horizons(targets) for t in TARGETS):
+        name = f"change_{t}_{h}"
+        change, guess = (table[name].to_numpy("float64") for table in (targets, forecast))
+        yield (h, t), _error_columns(change, guess, now), _error_metrics
+        for column in (c for c in forecast if c.startswith(f"{name}_q")):
+            q = column.rpartition("_")[2]
+            columns = _quantile_columns(change, forecast[column].to_numpy("float64"), float(q[1:]) / 100)
+            yield (h, t), columns, partial(_quantile_metrics, name=q)
+
+# %% ../nbs/lib/09_evaluate.ipynb #1bd51b80
 def _level_draws(
     forecast: pd.DataFrame,  # on the same rows as targets
     targets: pd.DataFrame,  # what then happened
     blocks: Blocks,  # on the same rows
-    where: np.ndarray | None = None,  # bool (rows,), a slice; None: all rows
+    where: np.ndarray | None = None,  # int, positions of a slice; None: all rows
 ) -> pd.DataFrame:  # (horizon_min, target, metric) x (value, draws)
     "Error numbers per horizon and target, with their draws."
-    found, count, now = {}, _counter(blocks, where), targets["now"].to_numpy("float64")
-    for h in _horizons(targets):
-        for t in TARGETS:
-            name = f"change_{t}_{h}"
-            change, guess = (table[name].to_numpy("float64") for table in (targets, forecast))
-            numbers = _level_metrics(change, guess, now, count) | _quantile_metrics(change, forecast, name, count)
-            found |= {(h, t, metric): drawn for metric, drawn in numbers.items()}
-    return _draw_table(found)
+    jobs = list(_level_jobs(forecast, targets))
+    sums = _drawn(blocks, [np.column_stack([_by_unit(blocks, c, where=where)[:, 0] for c in columns]) for _, columns, _ in jobs])
+    return _draw_table({(*about, metric): numbers for (about, _, metrics), part in zip(jobs, sums, strict=True)
+                        for metric, numbers in metrics(part).items()})
 
 # %% ../nbs/lib/09_evaluate.ipynb #faba4c4e
 def _horizons(
@@ -239,35 +267,33 @@ def _confusion_metrics(
             "balanced_accuracy": _mean_of_present(recall), "macro_f1": _mean_of_present(f1),
             "surge_precision": _ratio(hit[2], said[2]), "surge_recall": recall[2], "surge_share": _ratio(truth[2], total)}
 
-# %% ../nbs/lib/09_evaluate.ipynb #3cf3e8cb
+# %% ../nbs/lib/09_evaluate.ipynb #19508048
 _N_BINS = 10
 
+# %% ../nbs/lib/09_evaluate.ipynb #29234268
 def _bins(stated: np.ndarray) -> np.ndarray:
     "Which of ten bins a probability falls into."
     return np.minimum((stated * _N_BINS).astype(int), _N_BINS - 1)
 
-# %% ../nbs/lib/09_evaluate.ipynb #67b8aaa7
-def _gap(
-    stated: np.ndarray,  # float (rows,), probability
-    true: np.ndarray,  # bool (rows,), did it come true
-    count: Callable,  # (rows, columns) -> sums (columns, 1 + draws)
-) -> np.ndarray:  # float (1 + draws,)
-    "Expected calibration error of a stated probability."
-    member = _bins(stated)[:, None] == np.arange(_N_BINS)
-    off = count(member * (stated - true)[:, None])
-    return _ratio(abs(off).sum(0), count(np.ones((len(stated), 1)))[0])
-
-# %% ../nbs/lib/09_evaluate.ipynb #9bc4834d
-def _probability_metrics(
-    prob: np.ndarray,  # float (rows, 3)
+# %% ../nbs/lib/09_evaluate.ipynb #8335ca64
+def _probability_sums(
+    prob: np.ndarray,  # float64 (rows, 3)
     truth: np.ndarray,  # int (rows,), class that came true
-    count: Callable,  # (rows, columns) -> sums (columns, 1 + draws)
+    by_unit: Callable,  # values, code, n_codes -> sums per hour
+) -> np.ndarray:  # float64 (hours, 1 + 10 + 10): log loss; stated minus true per bin, of the likeliest class and of the surge
+    "What has to be summed for log loss and calibration."
+    loss = -np.log(np.clip(prob[np.arange(len(prob)), truth], np.finfo("float32").eps, 1))
+    off = [(prob.max(1), prob.argmax(1) == truth), (prob[:, 2], truth == 2)]
+    return np.concatenate([by_unit(loss), *(by_unit(p - true, _bins(p), _N_BINS) for p, true in off)], axis=1)
+
+# %% ../nbs/lib/09_evaluate.ipynb #441c09e4
+def _probability_metrics(
+    sums: np.ndarray,  # float64 (21, 1 + draws), of the columns above
+    n: np.ndarray,  # float64 (1 + draws,), rows
 ) -> dict[str, np.ndarray]:  # metric -> (1 + draws,)
-    "Log loss and calibration error."
-    given = np.clip(prob[np.arange(len(prob)), truth], np.finfo("float32").eps, 1)
-    n, loss = count(np.column_stack([np.ones(len(prob)), -np.log(given)]))
-    return {"log_loss": _ratio(loss, n), "ece": _gap(prob.max(1), prob.argmax(1) == truth, count),
-            "surge_ece": _gap(prob[:, 2], truth == 2, count)}
+    "Log loss and calibration errors."
+    likeliest, surge = abs(sums[1:]).reshape(2, _N_BINS, -1).sum(1)
+    return {"log_loss": _ratio(sums[0], n), "ece": _ratio(likeliest, n), "surge_ece": _ratio(surge, n)}
 
 # %% ../nbs/lib/09_evaluate.ipynb #3149360a
 def _probabilities(
@@ -277,20 +303,31 @@ def _probabilities(
     "Class probabilities of one horizon."
     return forecast[[f"prob_{c}_{horizon_min}" for c in CLASSES]].to_numpy("float64")
 
-# %% ../nbs/lib/09_evaluate.ipynb #9abd37e1
+# %% ../nbs/lib/09_evaluate.ipynb #ae76daad
+def _class_sums(
+    forecast: pd.DataFrame,  # on the same rows as targets
+    targets: pd.DataFrame,  # what then happened
+    horizon_min: int,  # minutes ahead
+    by_unit: Callable,  # values, code, n_codes -> sums per hour
+) -> np.ndarray:  # float64 (hours, 9 + 21): cells of the confusion matrix; log loss and calibration
+    "What has to be summed for the class numbers of one horizon."
+    truth = targets[f"surge_class_{horizon_min}"].to_numpy("int64")
+    said, k = surge_class(forecast, horizon_min).to_numpy("int64"), len(CLASSES)
+    cells = by_unit(np.ones(len(truth)), truth * k + said, k * k)
+    return np.concatenate([cells, _probability_sums(_probabilities(forecast, horizon_min), truth, by_unit)], axis=1)
+
+# %% ../nbs/lib/09_evaluate.ipynb #22c74ffe
 def _class_draws(
     forecast: pd.DataFrame,  # on the same rows as targets
     targets: pd.DataFrame,  # what then happened
     blocks: Blocks,  # on the same rows
-    where: np.ndarray | None = None,  # bool (rows,), a slice; None: all rows
+    where: np.ndarray | None = None,  # int, positions of a slice; None: all rows
 ) -> pd.DataFrame:  # (horizon_min, "class", metric) x (value, draws)
     "Class numbers per horizon, with their draws."
-    found, count, k = {}, _counter(blocks, where), len(CLASSES)
-    for h in _horizons(targets):
-        truth = targets[f"surge_class_{h}"].to_numpy("int64")
-        said = surge_class(forecast, h).to_numpy("int64")
-        cells = count((truth * k + said)[:, None] == np.arange(k * k)).reshape(k, k, -1)
-        numbers = _confusion_metrics(cells) | _probability_metrics(_probabilities(forecast, h), truth, count)
+    by_unit, horizons, found = partial(_by_unit, blocks, where=where), _horizons(targets), {}
+    for h, sums in zip(horizons, _drawn(blocks, [_class_sums(forecast, targets, h, by_unit) for h in horizons]), strict=True):
+        cells = sums[:9].reshape(3, 3, -1)
+        numbers = _confusion_metrics(cells) | _probability_metrics(sums[9:], cells.sum((0, 1)))
         found |= {(h, "class", metric): drawn for metric, drawn in numbers.items()}
     return _draw_table(found)
 
@@ -620,7 +657,7 @@ def choose_threshold(
         return curve.loc[curve["threshold"].idxmax()]
     return within.sort_values(["recall", "median_lead_min", "threshold"], na_position="first").iloc[-1]
 
-# %% ../nbs/lib/09_evaluate.ipynb #3f55e3d4
+# %% ../nbs/lib/09_evaluate.ipynb #c9f2326c
 def _wilson(
     hits: int,  # successes
     n: int,  # trials
@@ -630,7 +667,7 @@ def _wilson(
         return {"recall_low": math.nan, "recall_high": math.nan}
     z, p = 1.96, hits / n
     middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return {"recall_low": (middle - half) / (1 + z * z / n), "recall_high": (middle + half) / (1 + z * z / n)}
+    return {"recall_low": max((middle - half) / (1 + z * z / n), 0.0), "recall_high": min((middle + half) / (1 + z * z / n), 1.0)}
 
 # %% ../nbs/lib/09_evaluate.ipynb #e346225e
 def alarms_at_budgets(
@@ -680,14 +717,15 @@ def average_precision(
     precision, gained = (hits / np.arange(1, len(hits) + 1))[last], np.diff(np.append(0, hits[last]))
     return float((precision * gained).sum() / hits[-1]) if len(hits) and hits[-1] else math.nan
 
-# %% ../nbs/lib/09_evaluate.ipynb #14ad7e49
-SHIFTS = {"night": 22, "day": 6, "evening": 14}  # first hour, site time
+# %% ../nbs/lib/09_evaluate.ipynb #87b48540
+SHIFTS = {"day": 6, "evening": 14, "night": 22}  # first hour, site time
 
+# %% ../nbs/lib/09_evaluate.ipynb #65e6f152
 def _shift(
     hour: np.ndarray,  # int (rows,), site time
 ) -> np.ndarray:  # text (rows,)
-    "The shift an hour belongs to."
-    return np.select([(hour >= 6) & (hour < 14), (hour >= 14) & (hour < 22)], ["day", "evening"], "night")
+    "The shift an hour belongs to; before the first begins, the last is still at work."
+    return np.array(list(SHIFTS))[np.searchsorted(list(SHIFTS.values()), hour, "right") - 1]
 
 # %% ../nbs/lib/09_evaluate.ipynb #f2202f80
 def _during(
@@ -702,13 +740,13 @@ def _during(
         found[at] = np.searchsorted(start, minute[at], "right") > np.searchsorted(end, minute[at])
     return found
 
-# %% ../nbs/lib/09_evaluate.ipynb #92850869
+# %% ../nbs/lib/09_evaluate.ipynb #088c3984
 def _fault_parts(
     index: pd.MultiIndex,  # (line, timestamp)
-    truth: pd.DataFrame | None,  # line, kind, start, end; None: nobody knows
+    truth: pd.DataFrame | None,  # line, kind, start, end; None or empty: nobody knows
 ) -> dict[str, np.ndarray]:  # slice -> text (rows,); kinds may overlap, so each is a slice of its own
     "Rows with and without a fault, and those of each kind of fault."
-    if truth is None:
+    if truth is None or truth.empty:
         return {}
     kinds = {f"fault: {k}": np.where(_during(index, t), "present", "") for k, t in truth.groupby("kind")}
     return {"fault": np.where(_during(index, truth), "present", "absent"), **kinds}
@@ -729,9 +767,10 @@ def slice_table(
     lines = index.get_level_values("line")
     return pd.DataFrame(found | ({"line": lines} if lines.nunique() > 1 else {}), index=index)
 
-# %% ../nbs/lib/09_evaluate.ipynb #52642629
+# %% ../nbs/lib/09_evaluate.ipynb #3a6a81dc
 _SLICE_METRICS = ("mae", "skill", "bias", "balanced_accuracy", "surge_recall", "surge_precision")
 
+# %% ../nbs/lib/09_evaluate.ipynb #812fbaf9
 def slice_scores(
     forecasts: Mapping[str, pd.DataFrame],  # name -> forecast, on the rows of targets
     targets: pd.DataFrame,  # what then happened
@@ -742,11 +781,11 @@ def slice_scores(
     rows = []
     for by in parts:
         for part in sorted(set(parts[by]) - {""}):
-            where = (parts[by] == part).to_numpy()
+            where = np.flatnonzero(parts[by] == part)
             for model, forecast in forecasts.items():
                 drawn = pd.concat([draws(forecast, targets, blocks, where) for draws in (_level_draws, _class_draws)])
                 kept = drawn[drawn.index.isin(_SLICE_METRICS, level="metric")]
-                rows.append(_tidy(kept, int(where.sum()), slice=by, part=part, model=model))
+                rows.append(_tidy(kept, len(where), slice=by, part=part, model=model))
     return pd.concat(rows, ignore_index=True)
 
 # %% ../nbs/lib/09_evaluate.ipynb #9cb6a3cc
@@ -836,9 +875,10 @@ def future_leaks(
     leaks = set().union(*(_unlike(before, table) for table in after))
     return [c for c in ["(rows)", *before.columns] if c in leaks]
 
-# %% ../nbs/lib/09_evaluate.ipynb #c7564d4d
+# %% ../nbs/lib/09_evaluate.ipynb #1bcb07a7
 _LOOK_BACK_MIN = (0, 1, 2, 3, 5, 7, 10, 15, 20, 25, 30)
 
+# %% ../nbs/lib/09_evaluate.ipynb #1d9905ca
 def _recent(
     targets: pd.DataFrame,  # with now
 ) -> np.ndarray:  # float64 (rows, 11), level at these minutes before, NaN where the earlier row is absent

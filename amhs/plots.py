@@ -156,9 +156,10 @@ def _local_spans(
     start, end = (own[c].dt.tz_convert(zone).dt.tz_localize(None) for c in ("start", "end"))
     return own.assign(start=start, end=end, length=end - start + pd.Timedelta("1min"))
 
-# %% ../nbs/lib/10_plots.ipynb #cbfd52cb
+# %% ../nbs/lib/10_plots.ipynb #f4ef187d
 _KIND_COLOURS = (ORANGE, SKY, GREEN, PURPLE, BLUE, "#F0E442", "#B5651D", GREY, "#004D40", "#7E57C2", "#C2185B")
 
+# %% ../nbs/lib/10_plots.ipynb #a2c2a14f
 def _fault_strip(
     ax: Axes,
     truth: pd.DataFrame,  # line, kind, start, end
@@ -177,10 +178,11 @@ def _fault_strip(
     ax.set_ylim(len(kinds) - 0.4, -0.6)
     ax.set_title("faults, from the truth")
 
-# %% ../nbs/lib/10_plots.ipynb #914452d2
+# %% ../nbs/lib/10_plots.ipynb #3c250d2d
 _FIRST_LOOK = ("hub_jobs", "hub_free_slots", "hub_oht_util", "fab_over_4min")
 _UNITS = {column.name: column.unit for column in SCHEMA}
 
+# %% ../nbs/lib/10_plots.ipynb #77e98bb8
 def telemetry(
     telemetry: pd.DataFrame,  # one row per line and minute
     site: Site | str | None = None,  # surge level, clock; None: the simulated hub
@@ -221,20 +223,20 @@ def _missing_shares(
     span = np.minimum(there.index + pd.Timedelta(hours=hours), time.max() + pd.Timedelta("1min")) - begin
     return 1 - there.div(span / pd.Timedelta("1min") * telemetry["line"].nunique(), axis=0).T
 
-# %% ../nbs/lib/10_plots.ipynb #df09f2e5
+# %% ../nbs/lib/10_plots.ipynb #dd572c1e
 def _missing_title(
     shares: pd.DataFrame,  # from `_missing_shares`
     drawn: int,  # columns with a strip of their own
 ) -> str:
     "What the strips leave unsaid."
     absent, columns = len(COLUMNS) - len(shares) + 1, len(shares) - 1
-    said = [f"{shares.iloc[1:].to_numpy().mean():.2%} of all values are missing",
-            f"{columns - drawn} of {columns} columns miss nothing but whole rows", f"{absent} columns of the schema do not exist here"]
-    return "; ".join(said[:2]) + (f"\n{said[2]}" if absent else "")
+    said = f"{shares.iloc[1:].to_numpy().mean():.2%} of all values are missing; {columns - drawn} of {columns} columns miss nothing but whole rows"
+    return said + (f"\nnot at this site: {absent} of the schema's {len(COLUMNS)} columns" if absent else "")
 
-# %% ../nbs/lib/10_plots.ipynb #eb591ac3
+# %% ../nbs/lib/10_plots.ipynb #8b81af02
 _HEAT = LinearSegmentedColormap.from_list("heat", ["#f6f7f8", ORANGE, VERMILION, "#5b1a00"])
 
+# %% ../nbs/lib/10_plots.ipynb #5aff3888
 def missing(
     telemetry: pd.DataFrame,  # one row per line and minute
     site: Site | str | None = None,  # clock; None: UTC
@@ -254,10 +256,11 @@ def missing(
         ax.set_title(_missing_title(shares, len(own)))
     return figure
 
-# %% ../nbs/lib/10_plots.ipynb #ef0aaee8
+# %% ../nbs/lib/10_plots.ipynb #53680e55
 _CLASS_COLOURS = dict(zip(CLASSES, (PALE, ORANGE, VERMILION), strict=True))
 _HORIZON_COLOURS = (SKY, BLUE, INK)
 
+# %% ../nbs/lib/10_plots.ipynb #c9540ae1
 def _horizons(columns: Sequence[str]) -> list[int]:
     "Horizons that a table's columns speak of."
     return sorted({int(c.rpartition("_")[2]) for c in columns if c.startswith("change_max_") and "_q" not in c})
@@ -375,10 +378,11 @@ def forecast(
             _episode_strip(strip, episodes, line, site.timezone)
     return figure
 
-# %% ../nbs/lib/10_plots.ipynb #b0fed15f
+# %% ../nbs/lib/10_plots.ipynb #6b2ea0a1
 _BASE_COLOURS = {"persistence": GREY, "linear": SKY, "v8": ORANGE, "level rule": INK, "rules": PURPLE}
 _MORE_COLOURS = (GREEN, "#B5651D", "#7E57C2", "#004D40")
 
+# %% ../nbs/lib/10_plots.ipynb #7da7088e
 def _colours(
     names: Sequence[str],  # models and alarm methods
     model: str,  # the one under judgement
@@ -404,9 +408,10 @@ def _grouped_bars(
         ax.errorbar(at, own["value"], spread, fmt="none", ecolor=INK, elinewidth=1, capsize=2)
     ax.set_xticks(range(len(horizons)), [f"{h} min" for h in horizons])
 
-# %% ../nbs/lib/10_plots.ipynb #625726b5
+# %% ../nbs/lib/10_plots.ipynb #2fa57531
 _TARGET_NAMES = {"min": "lowest level", "avg": "mean level", "max": "highest level"}
 
+# %% ../nbs/lib/10_plots.ipynb #38e4f717
 def _by_target(
     evaluation: Any,  # an `Evaluation`
     metric: str,  # a metric of its levels
@@ -441,9 +446,10 @@ def errors(
     names, unit = list(evaluation.levels["model"].unique()), ", jobs" if metric in {"mae", "rmse", "bias"} else ""
     return _by_target(evaluation, metric, names, metric.upper().replace("_", " ") + unit)
 
-# %% ../nbs/lib/10_plots.ipynb #b8e0caba
+# %% ../nbs/lib/10_plots.ipynb #b4acd93e
 _BLUES = LinearSegmentedColormap.from_list("blues", ["#f6f7f8", "#9ecae1", BLUE, "#00345c"])
 
+# %% ../nbs/lib/10_plots.ipynb #1b38e41e
 def _shares(
     ax: Axes,
     counts: np.ndarray,  # int (3, 3), truth by decision
@@ -573,9 +579,10 @@ def slices(
         ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
-# %% ../nbs/lib/10_plots.ipynb #9f95e597
+# %% ../nbs/lib/10_plots.ipynb #da515ef4
 _LOW_HIGH = LinearSegmentedColormap.from_list("low_high", [SKY, "#c9ced6", VERMILION])
 
+# %% ../nbs/lib/10_plots.ipynb #b323d3e5
 def _swarm(
     x: np.ndarray,  # float (n,)
     span: float,  # width of the axis

@@ -64,9 +64,10 @@ def parse_condition(
         raise ParameterError("no such operator", got=operator, fix=f"use one of {', '.join(OPERATORS)}")
     return Condition(column, operator, _limit(limit, thresholds or Thresholds()))
 
-# %% ../nbs/lib/07_rules.ipynb #29353e90
+# %% ../nbs/lib/07_rules.ipynb #c3fee783
 SEVERITIES = {0: "none", 1: "notice", 2: "warning", 3: "critical"}
 
+# %% ../nbs/lib/07_rules.ipynb #ef1a2a03
 @dataclass(frozen=True)
 class Rule:
     "Conditions that must all hold, and how serious it is when they do."

@@ -125,7 +125,7 @@ def test_missing_says_how_much_and_of_what():
     figure = plots.missing(telemetry)
     strips = figure.axes[0].collections[0].get_array().reshape(2, -1)
     assert strips[0].max() == 0 and strips[1].max() == 100
-    assert any("12.50% of all values are missing" in t and "29 columns of the schema do not exist" in t for t in texts(figure))
+    assert any("12.50% of all values are missing" in t and "29 of the schema's 31 columns" in t for t in texts(figure))
     whole = plots.missing(telemetry.drop(index=range(1000, 2440)))
     assert whole.axes[0].collections[0].get_array().reshape(1, -1).max() == 100  # one strip: whole rows
 
