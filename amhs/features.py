@@ -111,7 +111,7 @@ def __rmul__(self: Node, other): return Map("mul", _node(other), self)
 @patch
 def __truediv__(self: Node, other): return Map("div", self, _node(other))
 
-# %% ../nbs/lib/05_features.ipynb #ebf52ae8
+# %% ../nbs/lib/05_features.ipynb #ee589b7a
 @patch
 def least(
     self: Node,
@@ -120,6 +120,7 @@ def least(
     "The part, but at most `limit`."
     return Map("least", self, _node(limit))
 
+# %% ../nbs/lib/05_features.ipynb #326448a7
 @patch
 def most(
     self: Node,
@@ -209,22 +210,22 @@ def _parts(
         yield from _parts(part)
     yield node
 
-# %% ../nbs/lib/05_features.ipynb #596db6ff
+# %% ../nbs/lib/05_features.ipynb #bb07b7d6
 @patch
-def windows(self: Feature) -> list[Window]:
+def _windows(self: Feature) -> list[Window]:
     "The windows a feature looks through."
     return [part for part in _parts(self.value) if isinstance(part, Window)]
 
 @patch
 def sources(self: Feature) -> tuple[str, ...]:
     "The columns a feature is made of."
-    return tuple(dict.fromkeys(c for w in self.windows() for c in w.series.plus + w.series.minus))
+    return tuple(dict.fromkeys(c for w in self._windows() for c in w.series.plus + w.series.minus))
 
-# %% ../nbs/lib/05_features.ipynb #9fd40758
+# %% ../nbs/lib/05_features.ipynb #b5161a80
 @patch
 def history_min(self: Feature) -> int:
     "How many minutes back a feature looks, the newest included."
-    return max((w.length + w.lag + w.series.ago for w in self.windows()), default=1)
+    return max((w.length + w.lag + w.series.ago for w in self._windows()), default=1)
 
 # %% ../nbs/lib/05_features.ipynb #f90cad4f
 def _column(
@@ -532,14 +533,15 @@ def _hub_timetable(
     week = replace(series, ago=PROFILE_DAYS * DAY_MIN - reach)
     return {**at, **{f"{name}_week_ago_{h}": week.mean(**_next(h)) for h in HORIZONS_MIN}}
 
-# %% ../nbs/lib/05_features.ipynb #6106f374
+# %% ../nbs/lib/05_features.ipynb #388c64b0
 def _hub_unlike_days(
     name: str,  # of the series
     series: Series,
-    lengths: Sequence[int],  # minutes
+    length: int,  # minutes
 ) -> dict[str, Node]:
     "How far a series is from where it was on other days at this time."
-    return {f"{name}_above_days_{n}": series.mean(n) - _on_past_days(series, lambda s: s.mean(n, max(HORIZONS_MIN))) for n in lengths}
+    usual = _on_past_days(series, lambda s: s.mean(length, max(HORIZONS_MIN)))
+    return {f"{name}_above_days_{length}": series.mean(length) - usual}
 
 # %% ../nbs/lib/05_features.ipynb #1ec5310b
 def _hub_expected_jobs() -> dict[str, Node]:
@@ -556,15 +558,15 @@ def _hub_columns() -> list[Feature]:
     detail = [f for g in HUB_DETAIL_GROUPS for c in columns_of(g) for f in _grouped(g, _hub_detail(c))]
     return detail + [f for g in ("inflow", "outflow") for c in columns_of(g) for f in _grouped(g, _hub_flow(c))]
 
-# %% ../nbs/lib/05_features.ipynb #7dccc8c9
+# %% ../nbs/lib/05_features.ipynb #d9ad7e29
 def _hub_profiles() -> list[Feature]:
     "What the last days let expect."
     inflow, outflow, jobs = Series(columns_of("inflow")), Series(columns_of("outflow")), _column("hub_jobs")
     return _grouped("profile", {
         **_hub_expected("inflow", inflow), **_hub_expected("outflow", outflow), **_hub_expected("created", _column("fab_queue_created")),
         **_hub_timetable("inflow", inflow), **_hub_timetable("outflow", outflow), **_hub_expected_jobs(),
-        **_hub_unlike_days("hub_jobs", jobs, (5, 60)), **_hub_unlike_days("inflow", inflow, (30, 60)),
-        **_hub_unlike_days("outflow", outflow, (30, 60)), **_hub_unlike_days("hub_total_time", _column("hub_total_time"), (60,))})
+        **_hub_unlike_days("hub_jobs", jobs, 5), **_hub_unlike_days("inflow", inflow, 60),
+        **_hub_unlike_days("outflow", outflow, 60), **_hub_unlike_days("hub_total_time", _column("hub_total_time"), 60)})
 
 # %% ../nbs/lib/05_features.ipynb #d31770b1
 def hub_features(
@@ -665,20 +667,32 @@ def _spread5(x, sums, out):
         m = s[i] / 5.0
         out[i + 4] = (a[i] - m) ** 2 + (b[i] - m) ** 2 + (c[i] - m) ** 2 + (d[i] - m) ** 2 + (e[i] - m) ** 2
 
-# %% ../nbs/lib/05_features.ipynb #d2b56765
+# %% ../nbs/lib/05_features.ipynb #6131fa81
+def _six_by(
+    combine: Callable,  # compiled function of two numbers
+) -> Callable:  # compiled: blocks from the oldest of the first row on, whether to go on from `out`, and where to write
+    "Six blocks, the usual 30 minutes, in one go."
+    @njit(error_model="numpy")
+    def of_six(parts, go_on, out):
+        a, b, c, d, e, f = parts, parts[5:], parts[10:], parts[15:], parts[20:], parts[25:]
+        for i in range(len(out)):
+            six = combine(combine(combine(combine(combine(a[i], b[i]), c[i]), d[i]), e[i]), f[i])
+            out[i] = combine(out[i], six) if go_on else six
+    return of_six
+
+# %% ../nbs/lib/05_features.ipynb #f692e444
 def _blocks_by(
     combine: Callable,  # compiled function of two numbers
 ) -> Callable:  # compiled: blocks by the minute they end at, position of the oldest of the first row, how many, where to write
-    "The blocks of a window combined, oldest first; three at a time, which spares fetching `out`."
+    "The blocks of a window combined, oldest first."
+    six = _six_by(combine)
     @njit(error_model="numpy")
     def of_blocks(parts, first, blocks, out):
-        _copy(parts[first:], out)
-        for b in range(1, blocks - 2, 3):
-            at = first + BLOCK_MIN * b
-            p, q, r = parts[at:], parts[at + BLOCK_MIN :], parts[at + 2 * BLOCK_MIN :]
-            for i in range(len(out)):
-                out[i] = combine(combine(combine(out[i], p[i]), q[i]), r[i])
-        for b in range(blocks - (blocks - 1) % 3, blocks):
+        for b in range(0, blocks - 5, 6):
+            six(parts[first + BLOCK_MIN * b :], b > 0, out)
+        if blocks < 6:
+            _copy(parts[first:], out)
+        for b in range(max(1, blocks - blocks % 6), blocks):
             p = parts[first + BLOCK_MIN * b :]
             for i in range(len(out)):
                 out[i] = combine(out[i], p[i])
@@ -695,30 +709,35 @@ def _mean(sums, first, blocks, out):
     for i in range(len(out)):
         out[i] /= BLOCK_MIN * blocks
 
-# %% ../nbs/lib/05_features.ipynb #34364a8f
+# %% ../nbs/lib/05_features.ipynb #e10b175e
 @njit(error_model="numpy")
 def _std(sums, spread, first, blocks, mean, out):
     "Population standard deviation of a window."
     _mean(sums, first, blocks, mean)
     _sum(spread, first, blocks, out)
-    for b in range(blocks):
-        s = sums[first + BLOCK_MIN * b :]
+    for b in range(0, blocks - 1, 2):
+        s, t = sums[first + BLOCK_MIN * b :], sums[first + BLOCK_MIN * (b + 1) :]
         for i in range(len(out)):
-            apart = s[i] - BLOCK_MIN * mean[i]
-            out[i] += 0.2 * apart * apart
+            m = BLOCK_MIN * mean[i]
+            out[i] += 0.2 * ((s[i] - m) * (s[i] - m) + (t[i] - m) * (t[i] - m))
+    if blocks % 2:
+        s = sums[first + BLOCK_MIN * (blocks - 1) :]
+        for i in range(len(out)):
+            out[i] += 0.2 * (s[i] - BLOCK_MIN * mean[i]) * (s[i] - BLOCK_MIN * mean[i])
     for i in range(len(out)):
         out[i] = np.sqrt(out[i] / (BLOCK_MIN * blocks))
 
-# %% ../nbs/lib/05_features.ipynb #602585b8
+# %% ../nbs/lib/05_features.ipynb #b3c766e2
 @njit(error_model="numpy")
 def _slope(sums, tilt, first, blocks, out):
     "Least-squares slope per minute of a window."
     n = BLOCK_MIN * blocks
-    _fill(0.0, out)
-    for b in range(blocks):
-        s, t, distance = sums[first + BLOCK_MIN * b :], tilt[first + BLOCK_MIN * b :], BLOCK_MIN * b + 2 - (n - 1) / 2
+    _sum(tilt, first, blocks, out)
+    for b in range(blocks // 2):
+        old, new = sums[first + BLOCK_MIN * b :], sums[first + BLOCK_MIN * (blocks - 1 - b) :]
+        distance = (n - 1) / 2 - 2 - BLOCK_MIN * b
         for i in range(len(out)):
-            out[i] += distance * s[i] + t[i]
+            out[i] += distance * (new[i] - old[i])
     for i in range(len(out)):
         out[i] /= n * (n * n - 1) / 12
 
@@ -778,16 +797,20 @@ def _combine(op, left, right, out):
         else:
             out[i] = _lower(a, b) if op == Op.LEAST else _higher(a, b)
 
-# %% ../nbs/lib/05_features.ipynb #d12612bd
+# %% ../nbs/lib/05_features.ipynb #ad8ffcec
 @njit(error_model="numpy")
-def _average(parts, registers, out):
+def _average(parts, registers, known, out):
     "Mean of the known ones of several registers; -1 ends their list."
+    _fill(0.0, out)
+    _fill(0.0, known)
+    for k in range(len(parts)):
+        part = registers[max(parts[k], 0)]
+        for i in range(len(out) if parts[k] >= 0 else 0):
+            there = part[i] == part[i]
+            out[i] += part[i] if there else 0.0
+            known[i] += 1.0 if there else 0.0
     for i in range(len(out)):
-        total, known = 0.0, 0.0
-        for p in parts:
-            if p >= 0 and registers[p, i] == registers[p, i]:
-                total, known = total + registers[p, i], known + 1.0
-        out[i] = total / known if known else np.nan
+        out[i] = out[i] / known[i] if known[i] > 0.0 else np.nan
 
 # %% ../nbs/lib/05_features.ipynb #aecc1bc7
 class Program(NamedTuple):
@@ -847,9 +870,9 @@ def _read(hand, minute_of_week, out):
     for i in range(len(out)):
         out[i] = hand[minute_of_week[i]]
 
-# %% ../nbs/lib/05_features.ipynb #b5df6ee3
+# %% ../nbs/lib/05_features.ipynb #8d82ec1a
 @njit(error_model="numpy")
-def _step(program, k, minute_of_week, registers, out):
+def _step(program, k, minute_of_week, scratch, registers, out):
     "Compute a part from other parts."
     op, left = program.op[k], program.left[k]
     if op == Op.NUMBER:
@@ -857,7 +880,7 @@ def _step(program, k, minute_of_week, registers, out):
     elif op == Op.CLOCK:
         _read(program.hands[left], minute_of_week, out)
     elif op == Op.AVERAGE:
-        _average(program.parts[left], registers, out)
+        _average(program.parts[left], registers, scratch[: len(out)], out)
     elif op == Op.COPY:
         _copy(registers[left], out)
     elif op >= Op.GE:
@@ -865,7 +888,7 @@ def _step(program, k, minute_of_week, registers, out):
     else:
         _combine(op, registers[left], registers[program.right[k]], out)
 
-# %% ../nbs/lib/05_features.ipynb #64dd3d26
+# %% ../nbs/lib/05_features.ipynb #13a22a04
 @njit(error_model="numpy")
 def _tile(program, values, end, minute_of_week, work, registers, out, at):
     "All features of some consecutive minutes, the first of which is `end`."
@@ -880,7 +903,7 @@ def _tile(program, values, end, minute_of_week, work, registers, out, at):
         elif op <= Op.AGE:
             _look(op, left, length // BLOCK_MIN, program.number[k], work, to)
         else:
-            _step(program, k, minute_of_week, registers, to)
+            _step(program, k, minute_of_week, work[SCRATCH], registers, to)
         if program.feature[k] >= 0:
             _copy(to, out[program.feature[k]][at : at + rows])
 
@@ -1249,14 +1272,14 @@ def _by_column(
         out[i, slice(first, None) if dense else places] = telemetry[name].to_numpy()
     return out
 
-# %% ../nbs/lib/05_features.ipynb #c6ba64eb
+# %% ../nbs/lib/05_features.ipynb #0e5b1ffd
 def _index(
     lines: pd.Index,  # names of lines
     line: np.ndarray,  # int (rows,), which one
     minute: np.ndarray,  # int64 (rows,), minutes since 1970 UTC
 ) -> pd.MultiIndex:  # (line, timestamp)
     "The index of a table of features."
-    known, code = np.unique(minute, return_inverse=True)
+    known, code = np.unique(minute, return_inverse=True) if len(lines) > 1 else (minute, np.arange(len(minute)))
     times = pd.DatetimeIndex(known.astype("datetime64[m]").astype("datetime64[us]")).tz_localize("UTC")
     return pd.MultiIndex([lines, times], [line, code], names=["line", "timestamp"], verify_integrity=False)
 

@@ -5,12 +5,12 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from v8_reference import v8_row
 
 from amhs.config import Gaps, load_site
 from amhs.core import InputError, ParameterError
 from amhs.features import FEATURE_SETS, build_features, compile_features, feature_table
 from amhs.telemetry import COLUMNS, columns_of
-from v8_reference import v8_row
 
 # Lowest and highest reading of each column, and the step it is read in: wide enough to cross every threshold of V8.
 RANGES = {
@@ -22,7 +22,7 @@ RANGES = {
     "fab_over_4min": (30, 60, 1), "fab_queue_delay": (0, 5, 1), "hub_queue_completed": (0, 40, 1), "interfab_jobs": (0, 90, 1),
     "fab_queue_created": (0, 900, 1), "fab_queue_completed": (0, 900, 1), "hub_oht_queue": (0, 60, 1), "fab_oht_queue": (0, 60, 1),
     "upper_lifter_capacity": (20, 30, 1), "lower_lifter_capacity": (20, 30, 1),
-} | {flow: (0, 25, 1) for flow in columns_of("inflow", "outflow")}  # fmt: skip
+} | dict.fromkeys(columns_of("inflow", "outflow"), (0, 25, 1))  # fmt: skip
 
 
 def feed(minutes, columns=COLUMNS, line="HUB1", seed=0, start="2026-01-01"):
@@ -144,7 +144,7 @@ def test_the_future_does_not_matter(feature_set):
 
 def hub_expected(telemetry, end):
     "Some features of every group of the hub set, from the whole feed, one by one."
-    t = telemetry.astype({c: "float64" for c in COLUMNS})
+    t = telemetry.astype(dict.fromkeys(COLUMNS, "float64"))
     x = {c: t[c].to_numpy() for c in COLUMNS}
     inflow, outflow = (sum(x[c] for c in columns_of(side)) for side in ("inflow", "outflow"))
     jobs, w = x["hub_jobs"], lambda series, n, lag=0: series[end - lag - n + 1 : end - lag + 1]
@@ -171,7 +171,7 @@ def hub_expected(telemetry, end):
         "minute_of_day": local.hour * 60 + local.minute, "day_of_week": local.day_of_week, "minute_of_quarter": local.minute % 15,
         "week_sin": np.sin(2 * np.pi * (local.day_of_week * 1440 + local.hour * 60 + local.minute) / 10080),
         "inflow_expected_15": np.mean([inflow[d + 1 : d + 16].mean() for d in days]),
-        "outflow_above_days_30": w(outflow, 30).mean() - np.mean([outflow[d - 29 : d + 1].mean() for d in days]),
+        "outflow_above_days_60": w(outflow, 60).mean() - np.mean([outflow[d - 59 : d + 1].mean() for d in days]),
         "hub_jobs_expected_rise_25": np.mean([jobs[d + 1 : d + 26].mean() - jobs[d] for d in days]),
         "hub_jobs_expected_peak_10": np.mean([jobs[d + 1 : d + 11].max() - jobs[d] for d in days]),
         "hub_jobs_above_days_5": w(jobs, 5).mean() - np.mean([jobs[d - 4 : d + 1].mean() for d in days]),
@@ -239,7 +239,8 @@ def test_an_unknown_value_spoils_the_features_made_of_it_and_no_others():
     holed = telemetry.astype({"fab_oht_util": "float32"})
     holed.loc[40:60, "fab_oht_util"] = np.nan
     kernel = compile_features("v8")
-    take = lambda t: kernel.matrix(np.ascontiguousarray(t[list(COLUMNS)].to_numpy().T), np.arange(29, 100))
+    def take(t):
+        return kernel.matrix(np.ascontiguousarray(t[list(COLUMNS)].to_numpy().T), np.arange(29, 100))
     before, after = (pd.DataFrame(take(t), index=range(29, 100), columns=kernel.names) for t in (telemetry, holed))
     touched = [f.name for f in kernel.features if "fab_oht_util" in f.sources()]
     assert len(touched) == 10

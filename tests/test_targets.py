@@ -50,7 +50,7 @@ rows = st.lists(
 @given(rows, st.sampled_from([(1,), (1, 2, 4), (3, 10)]))
 def test_targets_are_the_slow_reference(rows, horizons):
     telemetry = table(rows)
-    site = load_site().model_copy(update={"classes": {h: (5.0, 25.0) for h in horizons}})
+    site = load_site().model_copy(update={"classes": dict.fromkeys(horizons, (5.0, 25.0))})
     expected = slow_targets(telemetry, horizons, site.classes)
     found = build_targets(telemetry, horizons, site)
     assert list(found.index) == sorted(expected)

@@ -6,16 +6,17 @@ with the library, so that both can only agree by both being right.
 
 import math
 
-WINDOW_COLUMNS = (
-    "hub_commands upper_to_hub_commands"  # command
-    " hub_storage_level"  # storage
-    " floor_storage_used floor_storage_total floor_storage_util"  # floor_storage
-    " hub_free_slots"  # hub
-    " hub_queue hub_total_time_1min"  # queue
-    " hub_jobs_alt"  # target_alt
-    " hub_queue_completed interfab_jobs hub_total_time hub_oht_queue hub_oht_util"  # hub_queue
-    " fab_queue_completed fab_queue_created fab_oht_queue fab_oht_util fab_load_time_1min fab_over_4min fab_queue_delay"
-).split()
+WINDOW_COLUMNS = [
+    "hub_commands", "upper_to_hub_commands",  # command
+    "hub_storage_level",  # storage
+    "floor_storage_used", "floor_storage_total", "floor_storage_util",  # floor_storage
+    "hub_free_slots",  # hub
+    "hub_queue", "hub_total_time_1min",  # queue
+    "hub_jobs_alt",  # target_alt
+    "hub_queue_completed", "interfab_jobs", "hub_total_time", "hub_oht_queue", "hub_oht_util",  # hub_queue
+    "fab_queue_completed", "fab_queue_created", "fab_oht_queue", "fab_oht_util",  # fab_queue
+    "fab_load_time_1min", "fab_over_4min", "fab_queue_delay",
+]  # fmt: skip
 INFLOW = ["upper_to_hub_jobs", "lower_to_hub_jobs", "neighbor_to_hub_jobs"]
 OUTFLOW = ["hub_to_upper_jobs", "hub_to_lower_jobs", "hub_to_neighbor_jobs"]
 COMMAND = ["hub_commands", "upper_to_hub_commands"]
