@@ -284,12 +284,12 @@ def change_ratios(
     truth = targets.loc[forecast.index, names]
     return (truth - forecast[names]).abs().mean() / truth.abs().mean()
 
-# %% ../nbs/lib/11_develop.ipynb #890caf58
+# %% ../nbs/lib/11_develop.ipynb #d5ec4985
 def compare(
     telemetry: pd.DataFrame,  # a sample, per the schema
     business: BusinessParams,  # says the site
     candidates: Mapping[str, Mapping],  # model name -> hyper-parameters
-    seed: int = 0,
+    seed: int = 0,  # all random choices derive from it
 ) -> tuple[dict[str, Forecaster], pd.DataFrame]:  # fitted models; one row per model, skill per horizon, balanced accuracy
     "Fit candidates on the first part of a sample and judge them on the rest."
     targets = build_targets(telemetry, site=business.site)
@@ -329,12 +329,12 @@ def inputs_table(
         rows[column.name] = {"group": column.group, "unit": column.unit, "there": there, "missing_share": missing, **needed}
     return pd.DataFrame(rows).T.rename_axis("column").astype({"there": bool, "missing_share": float})
 
-# %% ../nbs/lib/11_develop.ipynb #5bb81a8c
+# %% ../nbs/lib/11_develop.ipynb #17a90bff
 def rehearse(
     telemetry: pd.DataFrame,  # a sample
     business: BusinessParams,  # says the site
     trees: int,  # of the base model
-    seed: int = 0,
+    seed: int = 0,  # all random choices derive from it
 ) -> pd.DataFrame:  # one row per step: passed, what was seen
     "Go the whole way from telemetry to an answer on a small sample."
     models, scores = compare(telemetry, business, {"hub": {"trees": trees}}, seed)
@@ -385,12 +385,12 @@ def sampled(
     shared = shared[:: max(1, round(1 / share))]
     return features.loc[shared], targets.loc[shared]
 
-# %% ../nbs/lib/11_develop.ipynb #a7e7a478
+# %% ../nbs/lib/11_develop.ipynb #50472579
 def fold_score(
     features: pd.DataFrame,  # of the training block, sorted by time
     targets: pd.DataFrame,  # same rows
     n_folds: int,  # expanding windows
-    seed: int = 0,
+    seed: int = 0,  # all random choices derive from it
     horizons: tuple[int, ...] = HORIZONS_MIN,  # minutes ahead
     **hyper,  # of the hub model
 ) -> list[float]:  # one score per fold, lower is better
