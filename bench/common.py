@@ -13,7 +13,8 @@ BENCH = Path(__file__).resolve().parent
 
 def figure(name: str, value: float, unit: str, goal: str | float | None = None, met: bool | None = None) -> dict:
     "One measured number; `goal` as it was promised, `met` if that can be said."
-    return {"name": name, "value": value, "unit": unit, "goal": goal, "met": met}
+    known = None if value != value else value  # JSON has no NaN
+    return {"name": name, "value": known, "unit": unit, "goal": goal, "met": met}
 
 
 def machine() -> str:
