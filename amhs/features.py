@@ -658,14 +658,19 @@ def _tilt5(x, out):
     for i in range(len(e)):
         out[i + 4] = -2.0 * a[i] - b[i] + d[i] + 2.0 * e[i]
 
-# %% ../nbs/lib/05_features.ipynb #d720c320
+# %% ../nbs/lib/05_features.ipynb #82d017c4
+@njit(error_model="numpy")
+def _apart(x, total):
+    "Squared distance of a value from the mean of five, times 25, without dividing."
+    return (5.0 * x - total) * (5.0 * x - total)
+
 @njit(error_model="numpy")
 def _spread5(x, sums, out):
     "Sum of squared distances from the mean of five minutes."
     a, b, c, d, e, s = x, x[1:], x[2:], x[3:], x[4:], sums[4:]
     for i in range(len(e)):
-        m = s[i] / 5.0
-        out[i + 4] = (a[i] - m) ** 2 + (b[i] - m) ** 2 + (c[i] - m) ** 2 + (d[i] - m) ** 2 + (e[i] - m) ** 2
+        t = s[i]
+        out[i + 4] = 0.04 * (_apart(a[i], t) + _apart(b[i], t) + _apart(c[i], t) + _apart(d[i], t) + _apart(e[i], t))
 
 # %% ../nbs/lib/05_features.ipynb #6131fa81
 def _six_by(
@@ -709,25 +714,27 @@ def _mean(sums, first, blocks, out):
     for i in range(len(out)):
         out[i] /= BLOCK_MIN * blocks
 
-# %% ../nbs/lib/05_features.ipynb #e10b175e
+# %% ../nbs/lib/05_features.ipynb #2d6cfbc7
 @njit(error_model="numpy")
-def _std(sums, spread, first, blocks, mean, out):
-    "Population standard deviation of a window."
-    _mean(sums, first, blocks, mean)
+def _std(sums, spread, first, blocks, middle, out):
+    "Population standard deviation of a window; `middle` is the mean of its blocks' sums."
+    _sum(sums, first, blocks, middle)
     _sum(spread, first, blocks, out)
+    for i in range(len(out)):
+        middle[i] /= blocks
     for b in range(0, blocks - 1, 2):
         s, t = sums[first + BLOCK_MIN * b :], sums[first + BLOCK_MIN * (b + 1) :]
         for i in range(len(out)):
-            m = BLOCK_MIN * mean[i]
-            out[i] += 0.2 * ((s[i] - m) * (s[i] - m) + (t[i] - m) * (t[i] - m))
-    if blocks % 2:
-        s = sums[first + BLOCK_MIN * (blocks - 1) :]
+            out[i] += 0.2 * ((s[i] - middle[i]) * (s[i] - middle[i]) + (t[i] - middle[i]) * (t[i] - middle[i]))
+    for b in range(blocks - blocks % 2, blocks):
+        s = sums[first + BLOCK_MIN * b :]
         for i in range(len(out)):
-            out[i] += 0.2 * (s[i] - BLOCK_MIN * mean[i]) * (s[i] - BLOCK_MIN * mean[i])
+            out[i] += 0.2 * (s[i] - middle[i]) * (s[i] - middle[i])
+    share = 1.0 / (BLOCK_MIN * blocks)
     for i in range(len(out)):
-        out[i] = np.sqrt(out[i] / (BLOCK_MIN * blocks))
+        out[i] = np.sqrt(share * out[i])
 
-# %% ../nbs/lib/05_features.ipynb #b3c766e2
+# %% ../nbs/lib/05_features.ipynb #f4f15e6a
 @njit(error_model="numpy")
 def _slope(sums, tilt, first, blocks, out):
     "Least-squares slope per minute of a window."
@@ -738,8 +745,9 @@ def _slope(sums, tilt, first, blocks, out):
         distance = (n - 1) / 2 - 2 - BLOCK_MIN * b
         for i in range(len(out)):
             out[i] += distance * (new[i] - old[i])
+    share = 12 / (n * (n * n - 1))
     for i in range(len(out)):
-        out[i] /= n * (n * n - 1) / 12
+        out[i] *= share
 
 # %% ../nbs/lib/05_features.ipynb #061ba7a3
 @njit(error_model="numpy")
@@ -1283,27 +1291,40 @@ def _index(
     times = pd.DatetimeIndex(known.astype("datetime64[m]").astype("datetime64[us]")).tz_localize("UTC")
     return pd.MultiIndex([lines, times], [line, code], names=["line", "timestamp"], verify_integrity=False)
 
-# %% ../nbs/lib/05_features.ipynb #44f71836
+# %% ../nbs/lib/05_features.ipynb #1f7d9fe6
 def _is_whole(
     telemetry: pd.DataFrame,  # checked
+    line: np.ndarray,  # int (rows,), which line
 ) -> bool:
     "Is every minute there, and every value?"
-    line, minute = telemetry["line"].array, minute_numbers(telemetry)
-    same_line = np.asarray(line[1:] == line[:-1], bool)
+    holes = (np.diff(minute_numbers(telemetry)) != 1) & (np.diff(line) == 0)
     numbers = [telemetry[c].to_numpy() for c in COLUMNS if c in telemetry]
-    return bool((np.diff(minute)[same_line] == 1).all()) and not any(np.isnan(x).any() for x in numbers)
+    return not holes.any() and not any(len(x) and np.isnan(x.min()) for x in numbers)
 
-# %% ../nbs/lib/05_features.ipynb #2d246e03
+# %% ../nbs/lib/05_features.ipynb #1283860f
+def _prepared(
+    telemetry: pd.DataFrame,  # one row per line and minute
+    site: Site,  # whose gap policy counts
+) -> tuple[pd.DataFrame, np.ndarray, pd.Index]:  # telemetry with short gaps filled; int (rows,), which line; names of lines
+    "Telemetry checked and filled, and its lines as numbers."
+    telemetry = check_telemetry(telemetry)
+    line, lines = pd.factorize(telemetry["line"])
+    if _is_whole(telemetry, line):
+        return telemetry, line, lines
+    filled = fill_gaps(telemetry, site)
+    return filled, *pd.factorize(filled["line"])
+
+# %% ../nbs/lib/05_features.ipynb #7061a06a
 def build_features(
     telemetry: pd.DataFrame,  # one row per line and minute; any of the schema's columns
     feature_set: str = "v8",  # a name in FEATURE_SETS
     site: Site | str | None = None,  # whose thresholds, gap policy and time zone count; None: the simulated hub
 ) -> pd.DataFrame:  # float32, index (line, timestamp), one row per minute whose last 30 minutes are usable
     "Features of every minute; those the site cannot make are named in `attrs['missing_features']`."
-    site, telemetry = load_site(site), check_telemetry(telemetry)
+    site = load_site(site)
     kernel = compile_features(feature_set, telemetry.columns, site)
-    filled = telemetry if _is_whole(telemetry) else fill_gaps(telemetry, site)
-    (line, lines), minute = pd.factorize(filled["line"]), minute_numbers(filled)
+    filled, line, lines = _prepared(telemetry, site)
+    minute = minute_numbers(filled)
     places, usable = _places(line, minute, kernel.memory_min), _usable(line, minute, kernel.history_min)
     found = kernel.matrix(_by_column(filled, kernel.columns, places), places[usable], minute[usable])
     table = pd.DataFrame(found, _index(pd.Index(lines), line[usable], minute[usable]), kernel.names, copy=False)
