@@ -300,11 +300,16 @@ run.output(run.stage.outputs[0]).write_text('half')
 time.sleep(120)"""
 
 
+def _hear_ctrl_c():
+    """A shell that starts the tests in the background has them ignore Ctrl-C; the process under test must not inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def begin_and_hang(toy, *args):
     """Start `amhs run` in a process of its own; return it once the stage has written half an artefact."""
     (toy / "reached").unlink(missing_ok=True)
     command = [Path(sys.executable).with_name("amhs"), "run", "develop", *args]
-    process = subprocess.Popen(command, cwd=toy, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, cwd=toy, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=_hear_ctrl_c)
     until = time.monotonic() + 60
     while not (toy / "reached").exists() or not (toy / "reached").read_text():
         assert time.monotonic() < until and process.poll() is None, process.communicate()
