@@ -51,7 +51,7 @@ def loaded(code):
 def test_nothing_heavy_is_imported_before_it_is_needed(toy):
     heavy = {"papermill", "nbformat", "nbconvert", "pandas", "numpy", "matplotlib", "xgboost", "numba"}
     assert not loaded("import amhs.cli") & (heavy | {"pydantic", "rich", "amhs.runs"})
-    assert not loaded("from amhs import runs; runs.plan_run(profile='full')") & heavy
+    assert not loaded("from amhs import plan; plan.plan_run(profile='full')") & heavy
 
 
 def test_a_good_run_says_where_its_report_is(toy):
@@ -115,7 +115,7 @@ def test_plan_runs_nothing(toy):
 
 
 def test_an_unforeseen_error_keeps_its_traceback(monkeypatch):
-    monkeypatch.setattr("amhs.runs.stage_rows", lambda: 1 / 0)
+    monkeypatch.setattr("amhs.stages.stage_rows", lambda: 1 / 0)
     monkeypatch.setattr(sys, "argv", ["amhs", "stages"])
     with pytest.raises(ZeroDivisionError):
         cli.main()

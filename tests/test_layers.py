@@ -7,10 +7,11 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
-    {"core"}, {"config"}, {"telemetry"}, {"simulate", "quality", "features", "targets", "rules"}, {"model"},
-    {"evaluate", "plots"}, {"develop"}, {"registry", "store"}, {"package", "serve"}, {"monitor"}, {"retrain"}, {"runs"}, {"cli"},
+    {"core"}, {"config"}, {"pages"}, {"telemetry"}, {"simulate", "quality", "features", "targets", "rules"}, {"model"},
+    {"evaluate", "plots"}, {"develop"}, {"registry", "store"}, {"package", "serve"}, {"monitor"}, {"retrain"},
+    {"stages"}, {"provenance"}, {"plan"}, {"reports"}, {"execute"}, {"runs"}, {"cli"},
 ]
-HOMES = {"mlflow": {"registry"}, "papermill": {"runs"}, "matplotlib": {"plots"}, "bentoml": {"package"},
+HOMES = {"mlflow": {"registry"}, "papermill": {"execute"}, "matplotlib": {"plots"}, "bentoml": {"package"},
          "sqlalchemy": {"store"}, "optuna": {"develop"}}
 LEVEL = {module: i for i, layer in enumerate(LAYERS) for module in layer}
 

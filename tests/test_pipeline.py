@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from amhs import develop, runs
+from amhs import develop, runs, stages
 from amhs.config import SourceColumn, load_site
 from amhs.core import read_json, sha256_file
 from amhs.features import build_features
@@ -44,12 +44,12 @@ def manifest(result, stage):
 
 
 def test_every_stage_finishes(smoke):
-    assert [m["stage"] for m in smoke.manifests] == list(runs.PIPELINES["develop"])
+    assert [m["stage"] for m in smoke.manifests] == list(stages.PIPELINES["develop"])
     assert {m["status"] for m in smoke.manifests} <= {"finished", "gate failed"}, [m["error"] for m in smoke.manifests]
 
 
 def test_documents_open_offline_with_their_pictures(smoke):
-    for stage in runs.STAGES:
+    for stage in stages.STAGES:
         for owed in stage.deliverables:
             page = (smoke.folder / stage.folder / "documents" / f"{owed.name}.html").read_text()
             assert owed.title_ko in page

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_project import make_project, write_stage
 
-from amhs import runs
+from amhs import pages, plan, provenance, runs, stages
 from amhs.config import load_params, read_yaml
 from amhs.core import InputError, ParameterError, StageError, read_json, sha256_tree
 
@@ -59,7 +59,7 @@ def one(toy, extra, name="business", **kw):
     """Run one stage whose extra cell holds this code; its manifest and folder."""
     write_stage(toy, name, extra)
     result = run(name, run_id="one", **kw)
-    return result, result.manifests[0], result.folder / runs.find_stage(name).folder
+    return result, result.manifests[0], result.folder / stages.find_stage(name).folder
 
 
 # --- a run that goes well --------------------------------------------------------------------------------------------
@@ -68,8 +68,8 @@ def one(toy, extra, name="business", **kw):
 def test_whole_pipeline_leaves_what_the_table_promises(house):
     _, result, lines = house
     assert (result.status, result.exit_code) == ("finished", 0)
-    assert [m["stage"] for m in result.manifests] == list(runs.PIPELINES["develop"])
-    for stage in runs.STAGES:
+    assert [m["stage"] for m in result.manifests] == list(stages.PIPELINES["develop"])
+    for stage in stages.STAGES:
         folder = result.folder / stage.folder
         assert {p.name for p in (folder / "artefacts").iterdir()} == set(stage.outputs)
         for document in stage.deliverables:
@@ -87,7 +87,7 @@ def test_manifest_tells_the_truth(house):
     assert manifest["outputs"]["model"]["sha256"] == sha256_tree(result.folder / "06_train" / "artefacts" / "model")
     made = read_json(result.folder / "04_data" / "manifest.json")["outputs"]
     assert manifest["inputs"]["data"]["artefacts"] == made
-    assert manifest["code"]["modules"].keys() == {"runs", "config", "core"}
+    assert manifest["code"]["modules"].keys() == {"stages", "pages", "config", "core"}
     assert manifest["code"]["modules"]["core"] == sha256_tree(Path(runs.__file__).with_name("core.py"))
     assert manifest["metrics"]["seed_seen"]["value"] == manifest["seed"] == manifest["parameters"]["seed"]
     assert manifest["peak_memory_mb"] > 20 and 0.1 < manifest["duration_s"] < 120
@@ -97,7 +97,7 @@ def test_manifest_tells_the_truth(house):
 
 def test_executed_notebook_shows_its_parameters(house):
     _, result, _ = house
-    cells = runs.read_cells(result.folder / "06_train" / "notebook.ipynb")
+    cells = stages.read_cells(result.folder / "06_train" / "notebook.ipynb")
     assert [c["id"] for c in cells[:4]] == ["title", "parameters-table", "params", "injected-parameters"]
     assert re.search(r"\| `trees` \| \*\*7\*\* \| \d+ \| \*\*--set\*\* \|", cells[1]["source"])
     text = (result.folder / "06_train" / "notebook.ipynb").read_text()
@@ -125,7 +125,7 @@ class Loads(HTMLParser):
 def test_pages_work_without_a_network(house):
     _, result, _ = house
     pages = list(result.folder.rglob("*.html"))
-    assert len(pages) == 1 + 7 + sum(len(s.deliverables) for s in runs.STAGES)
+    assert len(pages) == 1 + 7 + sum(len(s.deliverables) for s in stages.STAGES)
     for path in pages:
         text = path.read_text()
         found = Loads(text)
@@ -203,7 +203,7 @@ def test_bad_parameters_start_nothing(toy, sets, said):
 
 
 def test_scientific_notation_is_a_number(toy):
-    assert runs.plan_run(last="poc", sets={"poc.min_skill": "1e-3"}).steps[1].params.min_skill == 0.001
+    assert plan.plan_run(last="poc", sets={"poc.min_skill": "1e-3"}).steps[1].params.min_skill == 0.001
 
 
 @pytest.mark.parametrize(("spoil", "said"), [
@@ -221,7 +221,7 @@ def test_a_spoilt_parameters_cell_is_refused(toy, spoil, said):
 def test_a_parameter_the_model_does_not_know_is_refused(toy):
     write_stage(toy, "poc", defaults="\n".join(f"{k} = {v!r}" for k, v in load_params("poc")) + "\nskipp = True")
     with pytest.raises(ParameterError, match="skipp.*did you mean skip"):
-        runs.plan_run()
+        plan.plan_run()
 
 
 # --- every way a stage can end ---------------------------------------------------------------------------------------
@@ -238,7 +238,7 @@ def test_failing_cell_keeps_the_notebook_and_the_run_can_go_on_from_there(toy):
     assert not (folder / "artefacts").exists() and manifest["outputs"] == {}
     page = (folder / "notebook.html").read_text()
     assert "papermill-error-cell" in page and "ZeroDivisionError" in page and 'href="#cell-id=extra"' in page
-    states = {c["id"]: c["metadata"].get("papermill", {}).get("status") for c in runs.read_cells(folder / "notebook.ipynb")}
+    states = {c["id"]: c["metadata"].get("papermill", {}).get("status") for c in stages.read_cells(folder / "notebook.ipynb")}
     assert (states["reads"], states["extra"], states["over"]) == ("completed", "failed", "pending")
     said = runs.failure_report(result)
     assert "Stage poc, code cell 5: ZeroDivisionError: division by zero" in said and "rows = 0" in said
@@ -261,14 +261,14 @@ def test_failed_gate_of_training_refuses_and_names_the_stage_to_re_enter(toy):
     assert (result.status, result.exit_code, [m["stage"] for m in result.manifests]) == ("refused", 3, ["train"])
     assert "Re-enter stage develop" in result.verdict
     assert runs.again_command(result) == f"amhs run develop --profile demo --run {result.run_id} --from develop"
-    assert runs.find_sources([runs.find_stage("train")], toy / "runs")["train"] == result.run_id, "its artefacts are whole all the same"
+    assert stages.find_sources([stages.find_stage("train")], toy / "runs")["train"] == result.run_id, "its artefacts are whole all the same"
 
 
 def test_skipped_stage_has_its_reason_and_runs_no_further_cell(toy):
     result, manifest, folder = one(toy, "run.skip('a base model exists')")
     assert (result.exit_code, manifest["status"], manifest["reason"]) == (0, "skipped", "a base model exists")
     assert "Skipped: a base model exists" in (result.folder / "index.html").read_text()
-    counts = {c["id"]: c.get("execution_count") for c in runs.read_cells(folder / "notebook.ipynb")}
+    counts = {c["id"]: c.get("execution_count") for c in stages.read_cells(folder / "notebook.ipynb")}
     assert counts["extra"] and not counts["over"]
 
 
@@ -278,7 +278,7 @@ def test_skipped_stage_has_its_reason_and_runs_no_further_cell(toy):
     ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "dead kernel", "signal 9 (SIGKILL), most often for want of memory"),
     ("import time; time.sleep(60)", "timed out", "longer than the time-out"),
     ("run.finish = print", "error", "without `run.finish()`"),
-    ("seed = 5\nrun = runs.begin('business', globals())", "error", "seed: 5, not 0"),
+    ("seed = 5\nrun = stages.begin('business', globals())", "error", "seed: 5, not 0"),
 ])
 def test_status_is_what_happened(toy, code, status, said):
     result, manifest, folder = one(toy, code, timeout_s=5)
@@ -296,7 +296,7 @@ def test_what_was_declared_must_be_handed_over(toy):
 
 HALF = """import time
 run.output(run.stage.outputs[0]).write_text('half')
-(runs.project_root() / 'reached').write_text(str(__import__('os').getpid()))
+(stages.project_root() / 'reached').write_text(str(__import__('os').getpid()))
 time.sleep(120)"""
 
 
@@ -364,7 +364,7 @@ def test_ctrl_c_is_recorded(toy):
 
 def test_runs_of_the_same_second_get_different_folders(tmp_path):
     with ThreadPoolExecutor(8) as pool:
-        made = list(pool.map(lambda _: runs.new_run(tmp_path, "demo", noon), range(16)))
+        made = list(pool.map(lambda _: stages.new_run(tmp_path, "demo", noon), range(16)))
     assert len(set(made)) == 16 and all(p.is_dir() for p in made)
 
 
@@ -387,7 +387,7 @@ def test_by_hand_equals_batch(toy, monkeypatch):
     from nbclient import NotebookClient
 
     monkeypatch.delenv("AMHS_ROOT")
-    path = toy / runs.find_stage("train").notebook
+    path = toy / stages.find_stage("train").notebook
     book = NotebookClient(nbformat.read(path, 4), resources={"metadata": {"path": str(path.parent)}}).execute()
     assert book.cells[-1].outputs, "the last cell shows what was handed over"
     by_hand = read_json(toy / "runs/scratch/06_train/results.json")
@@ -396,7 +396,7 @@ def test_by_hand_equals_batch(toy, monkeypatch):
 
 
 def test_a_stage_reads_and_writes_only_what_the_table_says(house):
-    train = runs.begin("train", load_params("train").model_dump())
+    train = stages.begin("train", load_params("train").model_dump())
     with pytest.raises(StageError, match="does not read"):
         train.input("poc", "poc_model")
     with pytest.raises(StageError, match="left no such artefact.*labelled"):
@@ -412,7 +412,7 @@ def test_a_stage_reads_and_writes_only_what_the_table_says(house):
     (float("nan"), "<=", 1, False), (float("nan"), ">=", 1, False), (float("inf"), ">=", 1, False), (None, ">=", 0, False),
 ])
 def test_gates_judge_by_their_limit(house, value, op, limit, passed):
-    stage = runs.begin("business", load_params("business").model_dump())
+    stage = stages.begin("business", load_params("business").model_dump())
     assert stage.gate("g", value, limit, op=op) is passed
     assert stage.gates().loc["g", "verdict"] == ("pass" if passed else "FAIL")
     json.loads((stage.folder / "results.json").read_text(), parse_constant=pytest.fail)
@@ -425,24 +425,24 @@ def test_gates_judge_by_their_limit(house, value, op, limit, passed):
 @given(st.lists(st.tuples(st.text(max_size=12), st.floats(), st.integers()), min_size=1, max_size=4))
 def test_any_table_survives_as_markdown(rows):
     frame = pd.DataFrame(rows, columns=["name", "a | b", "count"])
-    found = runs.markdown_html(runs.markdown_table(frame))
+    found = pages.markdown_html(pages.markdown_table(frame))
     assert (found.count("<th "), found.count("<td ")) == (3, 3 * len(rows))
 
 
 def test_numbers_are_short():
     frame = pd.DataFrame({"rows": [259200, 2026], "share": [0.123456, 1234.5], "big": [123456.7, float("nan")], "ok": [True, False]})
-    assert runs.markdown_table(frame).splitlines()[2:] == ["| 259,200 | 0.1235 | 123,457 | True |", "| 2026 | 1234 | – | False |"]
+    assert pages.markdown_table(frame).splitlines()[2:] == ["| 259,200 | 0.1235 | 123,457 | True |", "| 2026 | 1234 | – | False |"]
 
 
 def test_documents_do_not_run_what_they_quote():
-    assert "<script>" not in runs.markdown_html("<script>alert(1)</script>")
+    assert "<script>" not in pages.markdown_html("<script>alert(1)</script>")
 
 
 def test_confirmed_models_are_numbered(toy):
-    assert runs.next_confirmed() == 1
-    write_stage(toy, "evaluate", "run.output('confirmed_model').write_text(str(runs.next_confirmed()))")
+    assert stages.next_confirmed() == 1
+    write_stage(toy, "evaluate", "run.output('confirmed_model').write_text(str(stages.next_confirmed()))")
     assert (run("evaluate").folder / "07_evaluate/artefacts/confirmed_model").read_text() == "1"
-    assert runs.next_confirmed() == 2
+    assert stages.next_confirmed() == 2
 
 
 def test_library_drift_is_seen(tmp_path):
@@ -453,6 +453,6 @@ def test_library_drift_is_seen(tmp_path):
     with open(tmp_path / "amhs/core.py", "a") as f:
         f.write("\nedited = 'by hand'\n")
     (tmp_path / "amhs/stray.py").write_text("")
-    said = runs.library_drift(tmp_path)
+    said = provenance.library_drift(tmp_path)
     assert "amhs/core.py differs from its notebook" in said and "amhs/stray.py has no notebook" in said
     assert not any("runs.py" in s for s in said)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from amhs.config import load_params
 from amhs.core import project_root
-from amhs.runs import STAGES, find_stage
+from amhs.stages import STAGES, find_stage
 
 HOUSE = project_root(Path(__file__).parent)
 
@@ -38,7 +38,7 @@ def write_stage(root: Path, name: str, extra: str = "pass", tags=("parameters",)
     cells = [
         _cell("markdown", "title", f"# {stage.number} {stage.title}\n\nA toy. {stage.title_ko}"),
         _cell("code", "params", defaults if defaults is not None else values, tags),
-        _cell("code", "begin", f"from amhs import runs\nrun = runs.begin({name!r}, globals())"),
+        _cell("code", "begin", f"from amhs import stages\nrun = stages.begin({name!r}, globals())"),
         _cell("code", "reads", reads),
         _cell("code", "extra", extra),
         _cell("code", "over", f"{FIGURE}\n{_hand_over(name)}\nrun.metric('seed_seen', run.seed, headline=True)"),
