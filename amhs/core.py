@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['log', 'AmhsError', 'ParameterError', 'InputError', 'ModelError', 'StageError', 'nearest', 'project_root',
-           'sha256_file', 'sha256_json', 'sha256_tree', 'atomic_path', 'write_json', 'read_json', 'seeded']
+           'sha256_file', 'sha256_json', 'sha256_tree', 'atomic_path', 'write_json', 'read_json', 'is_reference',
+           'reveal', 'seeded']
 
 # %% ../nbs/lib/00_core.ipynb #76274f56
 import difflib, hashlib, json, logging, os, shutil, uuid
@@ -172,6 +173,30 @@ def read_json(
         raise InputError("no such file", got=str(path)) from None
     except ValueError as e:
         raise InputError(f"not a JSON file: {e}", got=str(path)) from None
+
+# %% ../nbs/lib/00_core.ipynb #b2630407
+def is_reference(
+    value: Any,  # of a parameter
+) -> bool:  # whether it says where a secret is
+    "Whether a value is `env:NAME` or `file:PATH`."
+    return isinstance(value, str) and value.startswith(("env:", "file:"))
+
+# %% ../nbs/lib/00_core.ipynb #6b9ed50e
+def reveal(
+    value: str,  # env:NAME, file:PATH, or plain text
+) -> str:  # what is behind the reference; plain text is itself
+    "The value behind a reference to a secret."
+    kind, _, where = value.partition(":")
+    if not is_reference(value):
+        return value
+    if kind == "env":
+        if where not in os.environ:
+            raise InputError("a secret's environment variable is not set", got=where, fix=f"set {where} before the run")
+        return os.environ[where]
+    try:
+        return Path(where).read_text(encoding="utf-8").strip()
+    except OSError:
+        raise InputError("a secret's file cannot be read", got=where) from None
 
 # %% ../nbs/lib/00_core.ipynb #4c9b325b
 def seeded(

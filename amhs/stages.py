@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['STAGES', 'PIPELINES', 'GOOD', 'Deliverable', 'Stage', 'find_stage', 'stage_rows', 'stage_table', 'read_cells',
            'notebook_defaults', 'check_notebook', 'toy_stage', 'local_now', 'new_run', 'lock_run', 'stage_manifest',
-           'list_runs', 'find_sources', 'next_confirmed', 'identify', 'verified_outputs', 'StageRun', 'begin']
+           'list_runs', 'find_sources', 'next_confirmed', 'identify', 'verified_outputs', 'StageRun', 'outside_name',
+           'begin']
 
-# %% ../nbs/lib/19_stages.ipynb #fb5e83c3
+# %% ../nbs/lib/19_stages.ipynb #47c20281
 import ast, contextlib, fcntl, io, json, operator, os, re, shutil, sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from fastcore.basics import patch
 
 from .config import PARAMS, StageParams, checked, load_params, settings
 from amhs.core import (
-    InputError, ParameterError, StageError, nearest, project_root, read_json, sha256_tree, write_json,
+    InputError, ParameterError, StageError, nearest, project_root, read_json, reveal, sha256_tree, write_json,
 )
 from .pages import embed_pictures, markdown_html, markdown_table, page, plain
 
@@ -309,7 +310,7 @@ def verified_outputs(
                              got=f"{Path(run).name}/{stage.folder}", fix=f"run stage {stage.name} again")
     return outputs
 
-# %% ../nbs/lib/19_stages.ipynb #29b40717
+# %% ../nbs/lib/19_stages.ipynb #9904bdc0
 @dataclass
 class StageRun:
     "A stage at work: what it was given, what it has to hand over."
@@ -324,6 +325,8 @@ class StageRun:
     gate_list: list = field(default_factory=list)
     documents: dict = field(default_factory=dict)
     outputs: dict = field(default_factory=dict)
+    reads: dict = field(default_factory=dict)  # input stage -> artefacts it read
+    files: dict = field(default_factory=dict)  # files it read from outside the runs -> sha256, bytes
     skipped: str | None = None  # the reason
     finished: bool = False
 
@@ -333,10 +336,10 @@ def seed(self: StageRun) -> int:
     "The seed all random numbers of the stage derive from."
     return self.params.seed
 
-# %% ../nbs/lib/19_stages.ipynb #afd75b25
+# %% ../nbs/lib/19_stages.ipynb #781784ed
 def _save_results(run: StageRun) -> None:
     "Write what the stage handed over so far."
-    kept = ("skipped", "finished", "metrics", "documents", "outputs")
+    kept = ("skipped", "finished", "metrics", "documents", "outputs", "reads", "files")
     write_json(run.folder / "results.json", {k: getattr(run, k) for k in kept} | {"gates": run.gate_list})
 
 # %% ../nbs/lib/19_stages.ipynb #65d6f65f
@@ -402,7 +405,7 @@ def output(
     (self.folder / "artefacts").mkdir(exist_ok=True)
     return self.folder / "artefacts" / artefact
 
-# %% ../nbs/lib/19_stages.ipynb #aa07269f
+# %% ../nbs/lib/19_stages.ipynb #ffde02d4
 @patch
 def input(
     self: StageRun,
@@ -417,7 +420,36 @@ def input(
     if not (folder / artefact).exists():
         there = sorted(p.name for p in folder.glob("*")) or ["nothing"]
         raise StageError(f"stage {stage} left no such artefact", got=artefact, fix=f"it left {', '.join(there)}")
+    self.reads[stage] = sorted({*self.reads.get(stage, ()), artefact})
+    _save_results(self)
     return folder / artefact
+
+# %% ../nbs/lib/19_stages.ipynb #9ea6c732
+@patch
+def depends_on(
+    self: StageRun,
+    *paths: Path | str,  # files or folders outside the runs
+) -> None:
+    "Put on record which files from outside the runs this stage reads."
+    self.files |= {outside_name(p): identify(p) for p in paths}
+    _save_results(self)
+
+# %% ../nbs/lib/19_stages.ipynb #50e699d6
+def outside_name(
+    path: Path | str,  # a file or folder
+) -> str:  # from the project's folder if it is below it, else absolute
+    "How a manifest names a file from outside the runs."
+    path = Path(path).resolve()
+    return path.relative_to(project_root()).as_posix() if path.is_relative_to(project_root()) else path.as_posix()
+
+# %% ../nbs/lib/19_stages.ipynb #6de4b0ce
+@patch
+def secret(
+    self: StageRun,
+    reference: str,  # env:NAME or file:PATH, as a parameter holds it
+) -> str:  # what is behind it
+    "The value behind a reference; other text is itself."
+    return reveal(reference)
 
 # %% ../nbs/lib/19_stages.ipynb #b680c0a2
 @patch
