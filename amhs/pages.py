@@ -6,7 +6,7 @@
 __all__ = ['TONES', 'plain', 'cell_text', 'markdown_table', 'markdown_html', 'page', 'embed_pictures', 'tag', 'link',
            'html_table', 'shown', 'folded', 'badge']
 
-# %% ../nbs/lib/12_pages.ipynb #52664e22
+# %% ../nbs/lib/12_pages.ipynb #a3c6d9f1
 import base64, html, math, re
 from collections.abc import Iterable
 from pathlib import Path
@@ -49,7 +49,7 @@ def markdown_html(
     tables = MarkdownIt("js-default").render(text)
     return tables.replace("<table>", '<div class="scroll"><table>').replace("</table>", "</table></div>")
 
-# %% ../nbs/lib/12_pages.ipynb #b1377bc4
+# %% ../nbs/lib/12_pages.ipynb #75619fb3
 _CSS = """
 :root { color-scheme: light dark;
   --bg: #fff; --ink: #1c2430; --soft: #5b6675; --line: #dde3ea; --card: #f6f8fa; --link: #0b5cad; --idle: #5b6675; --idlebg: #e9edf1;
@@ -77,6 +77,7 @@ blockquote { margin: .8em 0; padding: .1em 1em; border-left: 3px solid var(--lin
   color: var(--idle); background: var(--idlebg) }
 .good { color: var(--good); background: var(--goodbg) }  .bad { color: var(--bad); background: var(--badbg) }
 .warn { color: var(--warn); background: var(--warnbg) }
+details { margin: .6em 0 }  summary { cursor: pointer; color: var(--soft) }
 @media (max-width: 40rem) { .scroll table { width: max-content; max-width: 56rem } }
 @media print { body { font-size: 11pt }  main { max-width: none }  a { color: inherit } }
 """
@@ -101,8 +102,8 @@ def embed_pictures(text: str, folder: Path) -> str:
         return f'src="data:image/png;base64,{coded}"'
     return re.sub(r'src="([\w.-]+\.png)"', data, text)
 
-# %% ../nbs/lib/12_pages.ipynb #6affbf9a
-def tag(name: str, *inside: str, **attributes: str) -> str:
+# %% ../nbs/lib/12_pages.ipynb #dbba3bc0
+def tag(name: str, /, *inside: str, **attributes: str) -> str:
     "An HTML element around HTML; `class_` becomes `class`."
     written = "".join(f' {k.rstrip("_")}="{html.escape(v)}"' for k, v in attributes.items())
     return f"<{name}{written}>{''.join(inside)}</{name}>"
@@ -124,11 +125,12 @@ def shown(value: Any) -> str:
     "A value as HTML text."
     return html.escape(cell_text(value).replace("\\|", "|"))
 
-# %% ../nbs/lib/12_pages.ipynb #f6b49cc3
-def folded(summary: str, heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    "A table of plain text that opens on a click."
+# %% ../nbs/lib/12_pages.ipynb #340ee4f2
+def folded(summary: str, heads: Iterable[str], rows: Iterable[Iterable[str]], unfold: bool = False) -> str:
+    "A table of plain text that opens on a click, or stands open; nothing without rows."
     shown = [[html.escape(str(c)) for c in row] for row in rows]
-    return tag("details", tag("summary", html.escape(summary)), html_table(heads, shown)) if shown else ""
+    opened = {"open": ""} if unfold else {}
+    return tag("details", tag("summary", html.escape(summary)), html_table(heads, shown), **opened) if shown else ""
 
 # %% ../nbs/lib/12_pages.ipynb #786f07e3
 TONES = {"finished": "good", "skipped": "", "running": "", "gate failed": "warn", "refused": "warn"}

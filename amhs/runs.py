@@ -4,27 +4,35 @@
 
 # %% auto #0
 __all__ = ['RunResult', 'short_path', 'again_command', 'failure_report', 'recover', 'Reporter', 'LiveReporter', 'reporter',
-           'run_pipeline']
+           'Manner', 'warm_worker', 'end_kernels', 'run_pipeline', 'answered', 'rests_on']
 
-# %% ../nbs/lib/24_runs.ipynb #c3bfd075
-import contextlib, os, re, shlex, shutil, signal, sys, time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+# %% ../nbs/lib/24_runs.ipynb #b7f8d39e
+import contextlib, os, re, shlex, shutil, signal, sys, tempfile, threading, time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fastcore.basics import patch
 
+from . import answers
 from .config import settings
-from .core import ParameterError, StageError, atomic_path, read_json, write_json
-from .execute import Watch, cell_error, close_stage, completed, run_stage
+from .core import ParameterError, StageError, atomic_path, project_root, read_json, sha256_json, write_json
+from .execute import Limits, Watch, cell_error, close_stage, completed, run_stage
 from .pages import cell_text
-from .plan import Plan, Step, find_run, plan_run
+from .plan import Plan, Step, decide, find_run, plan_run, reasons
+from .provenance import refuse_drift
 from .reports import run_page
-from .stages import GOOD, STAGES, find_stage, list_runs, local_now, lock_run, new_run, read_cells
+from amhs.stages import (
+    GOOD, STAGES, find_stage, list_runs, local_now, lock_run, new_run, outside_path, read_cells, stage_home, stage_manifest,
+)
+from .warm import Warm, can_fork, start_warm
 
-# %% ../nbs/lib/24_runs.ipynb #e3ae18a9
+# %% ../nbs/lib/24_runs.ipynb #30d4c1f4
 @dataclass(frozen=True)
 class RunResult:
     "What came of a run."
@@ -33,10 +41,11 @@ class RunResult:
     folder: Path
     status: str  # finished, gate failed, refused, error, timed out, dead kernel, interrupted
     verdict: str  # a sentence
-    manifests: tuple[dict, ...]  # of the stages executed, in order
+    manifests: tuple[dict, ...]  # of the stages, in order: executed here, or taken from an earlier run
+    executed: tuple[str, ...] = ()  # names of the stages executed here
 
-# %% ../nbs/lib/24_runs.ipynb #7a71fc35
-_EXIT_CODES = {"finished": 0, "gate failed": 3, "refused": 3, "interrupted": 130}
+# %% ../nbs/lib/24_runs.ipynb #4f138734
+_EXIT_CODES = {"finished": 0, "gate failed": 3, "refused": 3, "interrupted": 130}  # everything else is 1
 
 # %% ../nbs/lib/24_runs.ipynb #c4de41f4
 @patch(as_prop=True)
@@ -86,15 +95,17 @@ def short_path(
     "A path as a person in the working directory would type it."
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
-# %% ../nbs/lib/24_runs.ipynb #4a1baff6
+# %% ../nbs/lib/24_runs.ipynb #ba257187
 def again_command(
     result: RunResult,  # of a run that stopped
 ) -> str:  # to type into a shell
-    "The command that goes on from the stage that failed, or from the one to re-enter."
+    "The command that goes on from the stage that failed, or runs again from the one to re-enter."
     last, record = result.manifests[-1], read_json(result.folder / "run.json")
     stage = last["reenter"] if last["status"] == "gate failed" else last["stage"]
     sets = [f"--set {shlex.quote(f'{k}={v}')}" for k, v in record["sets"].items()]
-    return " ".join(["amhs run", record["pipeline"], "--profile", record["profile"], *sets, "--run", result.run_id, "--from", stage])
+    if last["status"] != "gate failed":
+        return f"amhs run --resume {result.run_id}"
+    return " ".join(["amhs run", record["pipeline"], "--profile", record["profile"], *sets, "--from", stage])
 
 # %% ../nbs/lib/24_runs.ipynb #142f41a8
 def failure_report(
@@ -160,55 +171,100 @@ def _put_record(run: Path, **changes: Any) -> dict:
         new.write_text(run_page(run), encoding="utf-8")
     return record
 
-# %% ../nbs/lib/24_runs.ipynb #6b7952c4
+# %% ../nbs/lib/24_runs.ipynb #42ab728d
 class Reporter:
-    "Progress as plain lines."
+    "Progress as plain lines; stages may run side by side."
 
     def __init__(self, write: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True)):
         self.write = write
 
     def begin(self, step: Step) -> None:
         "A stage begins."
-        self.name = f"{step.stage.number} {step.stage.name}"
-        self.write(f"{self.name}: {step.stage.title}")
+        self.write(f"{_label(step)}: {step.stage.title} ({reasons(step)})")
 
-    def cell(self, cell: int, of: int) -> None:
+    def cell(self, step: Step, cell: int, of: int) -> None:
         "A code cell begins."
-        self.write(f"{self.name}: cell {cell} of {of}")
+        self.write(f"{_label(step)}: cell {cell} of {of}")
 
-    def end(self, manifest: dict) -> None:
+    def end(self, step: Step, manifest: dict) -> None:
         "A stage ended."
-        self.write(f"{self.name}: {manifest['status']}, {manifest['duration_s']:.1f} s, {manifest['peak_memory_mb']:,.0f} MB")
+        self.write(f"{_label(step)}: {manifest['status']}, {manifest['duration_s']:.1f} s, {manifest['peak_memory_mb']:,.0f} MB")
+
+    def skip(self, step: Step) -> None:
+        "A stage need not run."
+        self.write(f"{_label(step)}: unchanged, {reasons(step)}")
+
+# %% ../nbs/lib/24_runs.ipynb #00fd2dd8
+def _label(step: Step) -> str:
+    "A stage's number and name."
+    return f"{step.stage.number} {step.stage.name}"
 
 # %% ../nbs/lib/24_runs.ipynb #693b1fdb
 _MARKS = {"finished": "[green]✓[/]", "skipped": "[dim]–[/]", "gate failed": "[yellow]![/]"}
 
-# %% ../nbs/lib/24_runs.ipynb #bb716acb
+# %% ../nbs/lib/24_runs.ipynb #cf324524
 class LiveReporter(Reporter):
     "Progress as one moving line on a terminal, and a line per stage that ended."
 
-    def begin(self, step: Step) -> None:
+    def __init__(self):
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-        self.name = f"{step.stage.number} {step.stage.name}"
         columns = (TextColumn("  {task.description:<14}"), BarColumn(24), MofNCompleteColumn(), TextColumn("cells"), TimeElapsedColumn())
-        self.bar = Progress(*columns, transient=True)
+        self.bar, self.tasks = Progress(*columns, transient=True), {}
+
+    def begin(self, step: Step) -> None:
+        self.tasks[step.stage.name] = self.bar.add_task(_label(step), total=None)
         self.bar.start()
-        self.task = self.bar.add_task(self.name, total=None)
 
-    def cell(self, cell: int, of: int) -> None:
-        self.bar.update(self.task, completed=cell - 1, total=of)
+    def cell(self, step: Step, cell: int, of: int) -> None:
+        self.bar.update(self.tasks[step.stage.name], completed=cell - 1, total=of)
 
-    def end(self, manifest: dict) -> None:
-        self.bar.stop()
+    def end(self, step: Step, manifest: dict) -> None:
+        self.bar.remove_task(self.tasks.pop(step.stage.name))
+        if not self.tasks:
+            self.bar.stop()
         gates = [g["passed"] for g in manifest["gates"]]
         said = f"{manifest['status']}, {manifest['duration_s']:.1f} s" + (f", {sum(gates)} of {len(gates)} gates passed" if gates else "")
-        self.bar.console.print(f"{_MARKS.get(manifest['status'], '[red]✗[/]')} {self.name:<14} {said}", highlight=False)
+        self._line(_MARKS.get(manifest["status"], "[red]✗[/]"), step, said)
+
+    def skip(self, step: Step) -> None:
+        self._line("[dim]=[/]", step, f"unchanged, {reasons(step)}")
+
+    def _line(self, mark: str, step: Step, said: str) -> None:
+        self.bar.console.print(f"{mark} {_label(step):<14} {said}", highlight=False)
 
 # %% ../nbs/lib/24_runs.ipynb #6ae7471a
 def reporter() -> Reporter:  # live on a terminal, plain lines elsewhere
     "The reporter that fits where this process writes."
     return LiveReporter() if sys.stdout.isatty() else Reporter()
+
+# %% ../nbs/lib/24_runs.ipynb #1159da54
+@dataclass(frozen=True)
+class Manner:
+    "How a run is carried out."
+
+    jobs: int = 1  # stages, or runs of a grid, at the same time
+    fast: bool = True  # kernels forked by a warm worker where that can be done
+    limits: Limits = field(default_factory=Limits)  # of every stage
+    clock: Callable[[], datetime] = local_now  # where the time comes from
+    show: Reporter | None = None  # told of progress; None: what fits the terminal
+
+# %% ../nbs/lib/24_runs.ipynb #a0f3bf62
+@contextlib.contextmanager
+def warm_worker(
+    manner: Manner,  # says whether one is wanted
+    needed: bool = True,  # whether anything is going to run
+) -> Iterator[Warm | None]:  # None: kernels start by themselves
+    "Have a warm worker meanwhile."
+    if not (manner.fast and needed and can_fork()):
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix="amhs-") as folder:
+        warm = start_warm(folder)
+        try:
+            yield warm
+        finally:
+            warm.stop()
 
 # %% ../nbs/lib/24_runs.ipynb #983b02ef
 @contextlib.contextmanager
@@ -225,25 +281,94 @@ def _terminable() -> Iterator[None]:
         if before is not None:
             signal.signal(signal.SIGTERM, before)
 
-# %% ../nbs/lib/24_runs.ipynb #bce695c8
-def _run_steps(plan: Plan, run: Path, show: Reporter, clock: Callable[[], datetime], timeout_s: float | None) -> list[dict]:
-    "Run the steps of a plan until one stops the run."
-    done, began = [], time.perf_counter()
-    for step in plan.steps:
-        show.begin(step)
-        manifest = {"status": "interrupted", "duration_s": 0.0, "peak_memory_mb": 0.0, "gates": []}
-        try:
-            manifest = run_stage(step, run, plan, show.cell, clock, timeout_s)
-        finally:
-            show.end(manifest)
-        done.append(manifest)
-        status, verdict = _judge(done, len(plan.steps))
-        _put_record(run, status=status, verdict=verdict, duration_s=round(time.perf_counter() - began, 3))
-        if status not in ("running", "finished", "gate failed"):
-            break
-    return done
+# %% ../nbs/lib/24_runs.ipynb #3b6f7fca
+_ACTIVE: set[Watch] = set()  # over the kernels of this process's runs
+_TURNS: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
-# %% ../nbs/lib/24_runs.ipynb #477cfd2c
+# %% ../nbs/lib/24_runs.ipynb #fd8fafbe
+@dataclass
+class _Work:
+    "A run at work."
+
+    plan: Plan
+    run: Path
+    manner: Manner
+    show: Reporter
+    warm: Warm | None
+    held: dict[str, str] = field(default_factory=dict)  # stage -> run that holds its artefacts
+    done: dict[str, dict] = field(default_factory=dict)  # stage -> manifest
+    steps: dict[str, Step] = field(default_factory=dict)  # stage -> as it was decided in the end
+
+# %% ../nbs/lib/24_runs.ipynb #57f0b9ae
+@patch
+def carry_out(self: _Work, step: Step) -> tuple[Step, dict]:
+    "Decide a step and, if need be, run it."
+    with _TURNS[sha256_json([step.stage.name, step.params.model_dump(mode="json")])]:
+        step = decide(step, self.held, self.plan.within, self.plan.forced)
+        if step.action == "skip":
+            self.show.skip(step)
+            return step, stage_manifest(self.run.parent / step.source, step.stage)
+        self.show.begin(step)
+        manifest = {"status": "interrupted", "duration_s": 0.0, "gates": [], "peak_memory_mb": 0.0}
+        try:
+            manifest = run_stage(step, self.run, self.plan, dict(self.held), partial(self.show.cell, step), self.manner.clock,
+                                 self.manner.limits, self.warm, _ACTIVE)
+        finally:
+            self.show.end(step, manifest)
+        return step, manifest
+
+# %% ../nbs/lib/24_runs.ipynb #e1304db4
+@patch
+def ready(self: _Work, waiting: Iterable[Step]) -> list[Step]:
+    "Steps whose inputs are there."
+    ahead = {s.stage.name for s in self.plan.steps} - self.done.keys()
+    return [s for s in waiting if not ahead & set(s.stage.inputs)]
+
+# %% ../nbs/lib/24_runs.ipynb #1ab17dba
+@patch
+def note(self: _Work, step: Step, manifest: dict, began: float) -> str:
+    "Put a step that is done on the run's record; the run's status so far."
+    name = step.stage.name
+    self.done[name], self.steps[name], self.held[name] = manifest, step, step.source or self.run.name
+    done = [self.done[s.stage.name] for s in self.plan.steps if s.stage.name in self.done]
+    status, verdict = _judge(done, len(self.plan.steps))
+    sources = read_json(self.run / "run.json")["sources"] | {n: s.source for n, s in self.steps.items() if s.source not in (None, self.run.name)}
+    told = {n: {"action": s.action, "why": list(s.why)} for n, s in self.steps.items()}
+    for name in [n for n, s in self.steps.items() if s.action == "run"]:
+        sources.pop(name, None)
+    _put_record(self.run, status=status, verdict=verdict, duration_s=round(time.perf_counter() - began, 3), sources=sources, steps=told)
+    return status
+
+# %% ../nbs/lib/24_runs.ipynb #2aaf14a2
+@patch
+def go(self: _Work) -> None:
+    "Carry out the plan until it is done or something stops it."
+    waiting, working, began = list(self.plan.steps), {}, time.perf_counter()
+    with ThreadPoolExecutor(self.manner.jobs) as pool:
+        while waiting or working:
+            for step in self.ready(waiting)[: self.manner.jobs - len(working)]:
+                waiting.remove(step)
+                working[pool.submit(self.carry_out, step)] = step
+            try:
+                finished, _ = wait(working, return_when=FIRST_COMPLETED)
+            except KeyboardInterrupt:
+                finished = end_kernels(working)
+                waiting.clear()
+            for future in finished:
+                del working[future]
+                if self.note(*future.result(), began) not in ("running", "finished", "gate failed"):
+                    waiting.clear()
+
+# %% ../nbs/lib/24_runs.ipynb #cd8c51c1
+def end_kernels(
+    working: Iterable[Future],  # runs or stages at work in other threads
+) -> set[Future]:  # the same, all ended
+    "End the kernels of this process's runs, and wait for what becomes of their stages."
+    for watch in tuple(_ACTIVE):
+        watch.end("interrupted")
+    return wait(working)[0]
+
+# %% ../nbs/lib/24_runs.ipynb #2ef87932
 def _run_folder(plan: Plan, runs: Path, run_id: str | None, within: str | None, clock: Callable[[], datetime]) -> Path:
     "The folder a plan runs in: one that is there, one of a given name, or a new one."
     if within:
@@ -254,7 +379,7 @@ def _run_folder(plan: Plan, runs: Path, run_id: str | None, within: str | None, 
         raise ParameterError("a run id is letters, digits, dots, dashes and underscores", got=run_id)
     if (runs / run_id).exists():
         raise ParameterError("there is a run of this name already", got=run_id,
-                             fix=f"go on in it with --run {run_id}, or take another name")
+                             fix=f"go on in it with --resume {run_id}, or take another name")
     (runs / run_id).mkdir(parents=True)
     return runs / run_id
 
@@ -270,7 +395,7 @@ def _truthful(run: Path) -> Iterator[None]:
             _put_record(run, status=status, verdict=f"The runner stopped: {type(e).__name__}: {e}")
         raise
 
-# %% ../nbs/lib/24_runs.ipynb #1117de9d
+# %% ../nbs/lib/24_runs.ipynb #77405f5a
 def run_pipeline(
     pipeline: str = "develop",  # a name in `PIPELINES`
     profile: str = "demo",  # smoke, demo or full
@@ -279,26 +404,74 @@ def run_pipeline(
     last: str | None = None,  # last stage to run; None: the pipeline's
     run_id: str | None = None,  # name of a new run; None: made from clock and profile
     within: str | None = None,  # id of a run to go on in; None: a new run
-    clock: Callable[[], datetime] = local_now,  # where the time comes from
-    timeout_s: float | None = None,  # for one cell; None: for ever
-    show: Reporter | None = None,  # told of progress; None: what fits the terminal
+    forced: bool = False,  # run every stage, changed or not
+    manner: Manner | None = None,  # how it is carried out; None: one stage after the other
+    warm: Warm | None = None,  # a worker to use; None: one of its own, if the manner wants one
 ) -> RunResult:  # status, verdict, manifests, where the report is
-    "Run a pipeline, or a part of one, and leave its report."
-    runs = settings().runs
-    recover(runs)
-    plan = plan_run(pipeline, profile, sets, first, last, within)
-    with _terminable(), lock_run(_run_folder(plan, runs, run_id, within, clock)) as run, _truthful(run):
-        _open_record(run, plan, clock)
-        done = _run_steps(plan, run, show or reporter(), clock, timeout_s)
+    "Run a pipeline, or a part of one, and leave its report; if nothing has changed, find the run that already did it."
+    recover(runs := settings().runs)
+    manner = manner or Manner()
+    refuse_drift()
+    plan = plan_run(pipeline, profile, sets, first, last, within, forced)
+    if not (run_id or within) and (found := answered(plan)):
+        return found
+    needed = warm is None and any(s.action == "run" for s in plan.steps)
+    with warm_worker(manner, needed) as own, _terminable(), lock_run(_run_folder(plan, runs, run_id, within, manner.clock)) as run, _truthful(run):
+        _open_record(run, plan, manner.clock, (first, last))
+        work = _Work(plan, run, manner, manner.show or reporter(), warm or own, dict(plan.sources))
+        work.go()
     record = read_json(run / "run.json")
     write_json(runs / "latest.json", {"run_id": run.name, "status": record["status"], "report": f"{run.name}/index.html"})
-    return RunResult(run.name, run, record["status"], record["verdict"], tuple(done))
+    executed = tuple(n for n, s in work.steps.items() if s.action == "run")
+    manifests = tuple(work.done[s.stage.name] for s in plan.steps if s.stage.name in work.done)
+    return RunResult(run.name, run, record["status"], record["verdict"], manifests, executed)
 
-# %% ../nbs/lib/24_runs.ipynb #0c58d9d3
-def _open_record(run: Path, plan: Plan, clock: Callable[[], datetime]) -> None:
+# %% ../nbs/lib/24_runs.ipynb #0f5c529e
+def _foreseen(plan: Plan) -> list[Step] | None:
+    "The steps that decide a plan's outcome, if all are skipped; None: something must run."
+    manifests = []
+    for i, step in enumerate(plan.steps, 1):
+        if step.action == "run":
+            return None
+        manifests.append(stage_manifest(settings().runs / step.source, step.stage))
+        if _judge(manifests, len(plan.steps))[0] == "refused":
+            return list(plan.steps[:i])
+    return list(plan.steps)
+
+# %% ../nbs/lib/24_runs.ipynb #c4b93860
+def answered(
+    plan: Plan,  # from `plan_run`
+) -> RunResult | None:  # what that run came to; None: something must run
+    "The newest run that holds all a plan asks for."
+    if not (steps := _foreseen(plan)):
+        return None
+    for run in list_runs():
+        homes = [stage_home(run, s.stage) for s in steps]
+        if all(h and h.name == s.source for h, s in zip(homes, steps, strict=True)):
+            manifests = [stage_manifest(h, s.stage) for h, s in zip(homes, steps, strict=True)]
+            return RunResult(run.name, run, *_judge(manifests, len(plan.steps)), tuple(manifests))
+    return None
+
+# %% ../nbs/lib/24_runs.ipynb #7c91f635
+def rests_on(
+    result: RunResult,  # of a run
+) -> list[Path]:  # files and folders
+    "The files that an answer rests on: while none of them changes, asking again gives the same answer."
+    root, package = project_root(), Path(answers.__file__).parent
+    paths = [root / "settings.ini", root / "requirements.lock", root / "pyproject.toml", package, *package.glob("*.py"), root / "nbs/lib",
+             *root.glob("nbs/lib/*.ipynb"), *settings().params.rglob("*"), result.folder / "run.json"]
+    for manifest in result.manifests:
+        folder = result.folder.parent / manifest["run_id"] / find_stage(manifest["stage"]).folder
+        paths += [root / manifest["notebook"], folder / "manifest.json", folder / "artefacts", *(folder / "artefacts").rglob("*")]
+        paths += [p for name in manifest["files"] for p in (outside_path(name), *outside_path(name).rglob("*"))]
+    return paths
+
+# %% ../nbs/lib/24_runs.ipynb #e285f5c6
+def _open_record(run: Path, plan: Plan, clock: Callable[[], datetime], between: tuple[str | None, str | None]) -> None:
     "Write a run's record as it begins."
     sources = {n: s for n, s in plan.sources.items() if s != run.name}
     earlier = read_json(run / "run.json")["sources"] if (run / "run.json").is_file() else {}
+    kept = {} if plan.within else {"between": between}
     asked = {"run_id": run.name, "pipeline": plan.pipeline, "profile": plan.profile, "sets": plan.sets, "sources": earlier | sources}
     started = clock().astimezone().isoformat(timespec="milliseconds")
-    _put_record(run, **asked, started=started, status="running", verdict="Just begun.", duration_s=0.0)
+    _put_record(run, **asked, **kept, started=started, status="running", verdict="Just begun.", duration_s=0.0)

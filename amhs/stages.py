@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['STAGES', 'PIPELINES', 'GOOD', 'Deliverable', 'Stage', 'find_stage', 'stage_rows', 'stage_table', 'read_cells',
            'notebook_defaults', 'check_notebook', 'toy_stage', 'local_now', 'new_run', 'lock_run', 'stage_manifest',
-           'list_runs', 'find_sources', 'next_confirmed', 'identify', 'verified_outputs', 'StageRun', 'outside_name',
-           'begin']
+           'list_runs', 'stage_home', 'find_sources', 'next_confirmed', 'identify', 'is_intact', 'verified_outputs',
+           'StageRun', 'outside_name', 'outside_path', 'check_templates', 'begin']
 
-# %% ../nbs/lib/19_stages.ipynb #47c20281
+# %% ../nbs/lib/19_stages.ipynb #2796a89c
 import ast, contextlib, fcntl, io, json, operator, os, re, shutil, sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,11 +18,12 @@ from typing import Any
 
 from fastcore.basics import patch
 
-from .config import PARAMS, StageParams, checked, load_params, settings
+from .config import PARAMS, StageParams, checked, languages, load_params, settings
 from amhs.core import (
     InputError, ParameterError, StageError, nearest, project_root, read_json, reveal, sha256_tree, write_json,
 )
-from .pages import embed_pictures, markdown_html, markdown_table, page, plain
+from .documents import placeholders, render, save_figures, template_files
+from .pages import embed_pictures, markdown_html, page, plain
 
 # %% ../nbs/lib/19_stages.ipynb #e89cfdb1
 @dataclass(frozen=True)
@@ -61,9 +62,9 @@ def notebook(self: Stage) -> str:
     "The stage's notebook, from the project's folder."
     return f"nbs/stages/{self.folder}.ipynb"
 
-# %% ../nbs/lib/19_stages.ipynb #26469edf
+# %% ../nbs/lib/19_stages.ipynb #9b4b81b5
 STAGES: tuple[Stage, ...] = (
-    Stage("01", "business", "Business definition", "비즈니스 정의", outputs=("business.json",), gates=("history_days",),
+    Stage("01", "business", "Business definition", "비즈니스 정의", outputs=("scope.json", "criteria.json"), gates=("history_days",),
           deliverables=(Deliverable("requirements", "Requirements definition", "요구사항 정의서"),
                         Deliverable("analysis_plan", "Analysis plan", "분석 계획서"))),
     Stage("02", "poc", "Proof of concept", "PoC 모델 개발", ("business",), ("poc_model",), gates=("skill",),
@@ -74,11 +75,11 @@ STAGES: tuple[Stage, ...] = (
     Stage("04", "data", "Data collection and review", "데이터 수집 및 검토", ("business",), ("labelled",),
           deliverables=(Deliverable("data_card", "Data card of the labelled data set", "라벨링 데이터셋 카드"),),
           gates=("history_days", "missing_share", "surge_share", "split_leaks")),
-    Stage("05", "develop", "Data analysis and model development", "데이터 분석 및 모델개발", ("business", "data"), ("choice.json",),
+    Stage("05", "develop", "Data analysis and model development", "데이터 분석 및 모델개발", ("data",), ("choice.json",),
           deliverables=(Deliverable("metric_design", "Metric design", "평가지표설계서"),), gates=("fold_score",), reenter="data"),
-    Stage("06", "train", "Training and validation", "학습 및 검증", ("business", "data", "develop"), ("model",),
+    Stage("06", "train", "Training and validation", "학습 및 검증", ("data", "develop"), ("model",),
           deliverables=(Deliverable("validation", "Validation result", "검증 결과"),), gates=("change_mae_ratio",), reenter="develop"),
-    Stage("07", "evaluate", "Evaluation and confirmation", "평가 및 확정", ("business", "data", "develop", "train"),
+    Stage("07", "evaluate", "Evaluation and confirmation", "평가 및 확정", ("business", "data", "train"),
           ("evaluation.json",), optional=("confirmed_model",), gates=("leaks",), reenter="develop",
           deliverables=(Deliverable("experiment_report", "Experiment report", "모델 실험 결과서"),)),
 )
@@ -100,29 +101,36 @@ def find_stage(
     names = [s.name for s in stages]
     raise ParameterError("no such stage", got=name, fix=f"use one of {', '.join(nearest(name, names))}")
 
-# %% ../nbs/lib/19_stages.ipynb #4c94584a
-def _stage_row(stage: Stage) -> dict[str, str]:
+# %% ../nbs/lib/19_stages.ipynb #c709d576
+def _named(what: Stage | Deliverable, lang: str | None) -> str:
+    "The title of a stage or document in a language; in both, if none is given."
+    return {"en": what.title, "ko": what.title_ko}.get(lang, f"{what.title} ({what.title_ko})")
+
+# %% ../nbs/lib/19_stages.ipynb #27ad7f1c
+def _stage_row(stage: Stage, lang: str | None) -> dict[str, str]:
     "A stage as one line for people."
-    owed = [f"{d.title} ({d.title_ko})" for d in stage.deliverables]
-    return {"#": stage.number, "stage": stage.name, "title": f"{stage.title} ({stage.title_ko})",
+    owed = [_named(d, lang) for d in stage.deliverables]
+    return {"#": stage.number, "stage": stage.name, "title": _named(stage, lang),
             "reads": ", ".join(stage.inputs), "writes": ", ".join((*stage.outputs, *stage.optional)),
             "documents": ", ".join(owed), "gate fails": f"back to {stage.reenter}" if stage.reenter else "on record"}
 
-# %% ../nbs/lib/19_stages.ipynb #096fd430
+# %% ../nbs/lib/19_stages.ipynb #e6fa3a5e
 def stage_rows(
     stages: Iterable[Stage] = STAGES,  # the table
+    lang: str | None = None,  # of titles: en or ko; None: both
 ) -> list[dict[str, str]]:  # one per stage
     "The table of stages for people, without importing pandas."
-    return [_stage_row(s) for s in stages]
+    return [_stage_row(s, lang) for s in stages]
 
-# %% ../nbs/lib/19_stages.ipynb #2593648b
+# %% ../nbs/lib/19_stages.ipynb #84ccccdf
 def stage_table(
+    lang: str | None = None,  # of titles: en or ko; None: both
     stages: Iterable[Stage] = STAGES,  # the table
 ) -> "pd.DataFrame":  # one row per stage, all text
     "The table of stages for people."
     import pandas as pd
 
-    return pd.DataFrame(stage_rows(stages)).set_index("#")
+    return pd.DataFrame(stage_rows(stages, lang)).set_index("#")
 
 # %% ../nbs/lib/19_stages.ipynb #a991d12b
 def read_cells(
@@ -247,22 +255,25 @@ def list_runs(
     found = Path(runs or settings().runs).glob("*/run.json")
     return [p.parent for p in sorted(found, key=lambda p: datetime.fromisoformat(read_json(p)["started"]), reverse=True)]
 
-# %% ../nbs/lib/19_stages.ipynb #f62ac29c
-def _home(run: Path, stage: Stage) -> Path | None:
+# %% ../nbs/lib/19_stages.ipynb #6600065d
+def stage_home(
+    run: Path,  # a run's folder
+    stage: Stage,  # which stage
+) -> Path | None:  # a run's folder; None: neither has it
     "The run that holds a stage's artefacts as seen from a run: itself, or the one it took them from."
     if stage_manifest(run, stage):
         return run
     source = read_json(run / "run.json").get("sources", {}).get(stage.name)
     return run.parent / source if source and (run.parent / source / "run.json").is_file() else None
 
-# %% ../nbs/lib/19_stages.ipynb #bb7dcc86
+# %% ../nbs/lib/19_stages.ipynb #dfe3c35b
 def _is_good(run: Path, stage: Stage) -> bool:
     "Whether a stage's artefacts can be had from a run."
-    home = _home(run, stage)
+    home = stage_home(run, stage)
     found = stage_manifest(home, stage) if home else None
     return bool(found) and found["status"] in GOOD
 
-# %% ../nbs/lib/19_stages.ipynb #7fe5a3e4
+# %% ../nbs/lib/19_stages.ipynb #89be4137
 def find_sources(
     needed: Iterable[Stage],  # stages whose artefacts are wanted
     runs: Path | str,  # the folder of all runs
@@ -272,7 +283,7 @@ def find_sources(
     needed = list(needed)
     for run in [within] if within else list_runs(runs):
         if all(_is_good(run, s) for s in needed):
-            return {s.name: _home(run, s).name for s in needed}
+            return {s.name: stage_home(run, s).name for s in needed}
     raise InputError(f"no {'such stage in this run' if within else 'run'} with good {', '.join(s.name for s in needed)} to build on",
                      got=within.name if within else None, fix="run the earlier stages first, e.g. `amhs run develop`")
 
@@ -296,6 +307,15 @@ def identify(
     "The identity of an artefact."
     return {"sha256": sha256_tree(path), "bytes": _size(Path(path))}
 
+# %% ../nbs/lib/19_stages.ipynb #bdfe8ca6
+def is_intact(
+    run: Path | str,  # the run that holds them
+    stage: Stage,  # the stage that wrote them
+) -> bool:  # whether every artefact is what its manifest says
+    "Whether a stage's artefacts still are what it wrote."
+    folder = Path(run) / stage.folder / "artefacts"
+    return all((folder / n).exists() and identify(folder / n) == known for n, known in stage_manifest(run, stage)["outputs"].items())
+
 # %% ../nbs/lib/19_stages.ipynb #925a4e06
 def verified_outputs(
     run: Path | str,  # the run that holds them
@@ -310,7 +330,7 @@ def verified_outputs(
                              got=f"{Path(run).name}/{stage.folder}", fix=f"run stage {stage.name} again")
     return outputs
 
-# %% ../nbs/lib/19_stages.ipynb #9904bdc0
+# %% ../nbs/lib/19_stages.ipynb #634d35a9
 @dataclass
 class StageRun:
     "A stage at work: what it was given, what it has to hand over."
@@ -321,6 +341,7 @@ class StageRun:
     sources: dict[str, str]  # input stage -> folder of its artefacts, from this stage's folder
     run_id: str
     started: str  # ISO time, from the runner's clock
+    lang: str = "en"  # of its documents: en, ko or both
     metrics: dict = field(default_factory=dict)
     gate_list: list = field(default_factory=list)
     documents: dict = field(default_factory=dict)
@@ -442,6 +463,13 @@ def outside_name(
     path = Path(path).resolve()
     return path.relative_to(project_root()).as_posix() if path.is_relative_to(project_root()) else path.as_posix()
 
+# %% ../nbs/lib/19_stages.ipynb #5a87826f
+def outside_path(
+    name: str,  # from `outside_name`
+) -> Path:  # absolute
+    "The file that a manifest names."
+    return project_root() / name
+
 # %% ../nbs/lib/19_stages.ipynb #6de4b0ce
 @patch
 def secret(
@@ -463,42 +491,54 @@ def skip(
     self.skipped = reason
     _save_results(self)
 
-# %% ../nbs/lib/19_stages.ipynb #e92a9c77
-def _block(block: Any, picture: Path) -> str:
-    "One block of a document as Markdown; a figure is saved beside it. A pair is (block, caption)."
-    block, caption = block if isinstance(block, tuple) else (block, "")
-    if hasattr(block, "savefig"):
-        block.savefig(picture, dpi=120, bbox_inches="tight")
-        return f"![{caption or 'figure'}]({picture.name})" + (f"\n\n*{caption}*" if caption else "")
-    text = markdown_table(block) if hasattr(block, "itertuples") else str(block)
-    return text + (f"\n\n*{caption}*" if caption else "")
+# %% ../nbs/lib/19_stages.ipynb #d1d54dda
+@patch
+def _head(self: StageRun, owed: Deliverable) -> dict[str, str]:
+    "What every template may use."
+    return {"title": owed.title, "title_ko": owed.title_ko, "number": self.stage.number, "stage": self.stage.title,
+            "stage_ko": self.stage.title_ko, "run_id": self.run_id, "started": self.started[:16].replace("T", " ")}
 
-# %% ../nbs/lib/19_stages.ipynb #f4c51327
-def _document_head(run: StageRun, title: str, title_ko: str) -> str:
-    "The opening of a document."
-    where = f"Stage {run.stage.number} {run.stage.title} · run {run.run_id} · {run.started[:16].replace('T', ' ')}"
-    return f"# {title} ({title_ko})\n\n*{where}*"
+# %% ../nbs/lib/19_stages.ipynb #b9ebd061
+@patch
+def _write_document(self: StageRun, owed: Deliverable, lang: str, blocks: Mapping[str, Any], file: str) -> dict:
+    "Write one language of a document; its page and pictures."
+    text = render(owed.name, lang, blocks, self._head(owed))
+    path = self.folder / "documents" / file
+    path.with_name(f"{file}.md").write_text(text, encoding="utf-8")
+    html = page(_named(owed, lang), embed_pictures(markdown_html(text), path.parent), lang=lang)
+    path.with_name(f"{file}.html").write_text(html, encoding="utf-8")
+    return {"page": f"{file}.html", "figures": re.findall(r"\]\(([\w.-]+\.png)\)", text)}
 
-# %% ../nbs/lib/19_stages.ipynb #fedea330
+# %% ../nbs/lib/19_stages.ipynb #ec93545a
 @patch
 def document(
     self: StageRun,
     name: str,  # a deliverable the stage declares in `STAGES`
-    title: str,  # its heading; empty: the declared title
-    *blocks: Any,  # Markdown text, DataFrames, matplotlib figures; or pairs (block, caption)
+    **blocks: Any,  # placeholder -> value, DataFrame, matplotlib figure, or a function of the language that gives one
 ) -> None:
-    "Write a deliverable: Markdown with pictures beside, and one HTML file."
+    "Write a deliverable from its template, in the languages of the run: Markdown with pictures beside, and one HTML file."
     owed = {d.name: d for d in self.stage.deliverables}
     if name not in owed:
         raise StageError(f"stage {self.stage.name} declares no such document", got=name, fix=f"it declares {', '.join(owed) or 'none'}")
-    folder, title = self.folder / "documents", title or owed[name].title
-    folder.mkdir(exist_ok=True)
-    texts = [_block(b, folder / f"{name}-{i}.png") for i, b in enumerate(blocks, 1)]
-    text = "\n\n".join([_document_head(self, title, owed[name].title_ko), *texts]) + "\n"
-    (folder / f"{name}.md").write_text(text, encoding="utf-8")
-    (folder / f"{name}.html").write_text(page(title, embed_pictures(markdown_html(text), folder)), encoding="utf-8")
-    self.documents[name] = {"title": title, "title_ko": owed[name].title_ko, "figures": re.findall(r"\]\(([\w.-]+\.png)\)", text)}
+    (self.folder / "documents").mkdir(exist_ok=True)
+    blocks, made = save_figures(blocks, self.folder / "documents" / name), {}
+    for lang in languages(self.lang):
+        self.depends_on(*template_files(name, lang))
+        made[lang] = self._write_document(owed[name], lang, blocks, f"{name}.{lang}" if made else name)
+    figures = next(iter(made.values()))["figures"]
+    pages = {lang: m["page"] for lang, m in made.items()}
+    self.documents[name] = {"title": owed[name].title, "title_ko": owed[name].title_ko, "pages": pages, "figures": figures}
     _save_results(self)
+
+# %% ../nbs/lib/19_stages.ipynb #9001b7a0
+def check_templates(
+    stage: Stage,  # which stage
+    lang: str | None = None,  # en, ko or both; None: that of the settings
+) -> None:
+    "Refuse a stage whose documents have no valid template in the languages wanted."
+    for spoken in languages(lang or settings().lang):
+        for owed in stage.deliverables:
+            placeholders(owed.name, spoken)
 
 # %% ../nbs/lib/19_stages.ipynb #1f5d4021
 def _undelivered(run: StageRun) -> list[str]:
@@ -539,7 +579,7 @@ def _collect(stage: Stage, namespace: Mapping[str, Any]) -> StageParams:
         raise ParameterError(f"the notebook has not set {', '.join(lacking)}", fix="run the parameters cell first")
     return checked(PARAMS[stage.name], {n: namespace[n] for n in fields}, stage.folder)
 
-# %% ../nbs/lib/19_stages.ipynb #a93ece42
+# %% ../nbs/lib/19_stages.ipynb #f4d52bac
 def _scratch(stage: Stage) -> tuple[Path, dict]:
     "A fresh folder for a stage run by hand, reading the newest good inputs."
     runs = settings().runs
@@ -548,7 +588,7 @@ def _scratch(stage: Stage) -> tuple[Path, dict]:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     sources = {n: f"../../{home}/{find_stage(n).folder}/artefacts" for n, home in homes.items()}
-    return folder, {"run_id": "scratch", "sources": sources, "started": local_now().isoformat()}
+    return folder, {"run_id": "scratch", "sources": sources, "started": local_now().isoformat(), "lang": settings().lang}
 
 # %% ../nbs/lib/19_stages.ipynb #8db257c8
 def _given(stage: Stage, params: StageParams, folder: Path) -> dict:
@@ -576,7 +616,22 @@ def _show_figures() -> None:
     if shell := ipython and ipython.get_ipython():
         shell.display_formatter.formatters["image/png"].for_type_by_name("matplotlib.figure", "Figure", _png)
 
-# %% ../nbs/lib/19_stages.ipynb #096a5cd5
+# %% ../nbs/lib/19_stages.ipynb #5db3d844
+def _opened(stage: Stage) -> tuple[Path, dict] | None:
+    "The folder that `amhs open` made around the notebook at work, if it is one."
+    folder = Path.cwd()
+    given = read_json(folder / "stage.json") if (folder / "stage.json").is_file() else {}
+    if "opened" not in given:
+        return None
+    if given["stage"] != stage.name:
+        raise StageError(f"this notebook begins stage {stage.name}, its folder was opened for {given['stage']}",
+                         fix=f"open a run's stage {stage.name} with `amhs open`")
+    for left in ("artefacts", "documents"):
+        shutil.rmtree(folder / left, ignore_errors=True)
+    (folder / "results.json").unlink(missing_ok=True)
+    return folder, given | {"started": local_now().isoformat()}
+
+# %% ../nbs/lib/19_stages.ipynb #5735885b
 def begin(
     stage: str,  # the stage's name
     namespace: Mapping[str, Any],  # the notebook's `globals()`
@@ -588,5 +643,5 @@ def begin(
     if folder := os.environ.get("AMHS_STAGE_DIR"):
         folder, given = Path(folder), _given(row, params, Path(folder))
     else:
-        folder, given = _scratch(row)
-    return StageRun(row, params, folder, given["sources"], given["run_id"], given["started"])
+        folder, given = _opened(row) or _scratch(row)
+    return StageRun(row, params, folder, given["sources"], given["run_id"], given["started"], given.get("lang", "en"))

@@ -7,9 +7,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
-    {"core"}, {"config"}, {"pages"}, {"telemetry"}, {"simulate", "quality", "features", "targets", "rules"}, {"model"},
+    {"core"}, {"answers"}, {"config"}, {"pages"}, {"telemetry"}, {"simulate", "quality", "features", "targets", "rules"}, {"model"},
     {"evaluate", "plots"}, {"develop"}, {"registry", "store"}, {"package", "serve"}, {"monitor"}, {"retrain"},
-    {"stages"}, {"provenance"}, {"plan"}, {"reports"}, {"execute"}, {"runs"}, {"cli"},
+    {"stages"}, {"provenance"}, {"plan"}, {"reports"}, {"warm"}, {"execute"}, {"runs"}, {"grids"}, {"cli"},
 ]
 HOMES = {"mlflow": {"registry"}, "papermill": {"execute"}, "matplotlib": {"plots"}, "bentoml": {"package"},
          "sqlalchemy": {"store"}, "optuna": {"develop"}}

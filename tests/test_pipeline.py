@@ -19,7 +19,7 @@ from amhs.model import load_model
 from amhs.simulate import simulate
 from amhs.telemetry import SCHEMA
 
-QUIET = runs.Reporter(lambda line: None)
+QUIET = runs.Manner(show=runs.Reporter(lambda line: None))
 AMHS = Path(sys.executable).with_name("amhs")
 
 
@@ -36,7 +36,7 @@ def house(tmp_path_factory):
 @pytest.fixture(scope="session")
 def smoke(house):
     "One run of the whole pipeline, shared by the tests below."
-    return runs.run_pipeline("develop", "smoke", run_id="smoke", show=QUIET)
+    return runs.run_pipeline("develop", "smoke", run_id="smoke", manner=QUIET)
 
 
 def manifest(result, stage):
@@ -84,7 +84,7 @@ def test_baselines_stand_beside_the_model(smoke):
 
 
 def test_same_seed_same_numbers(smoke):
-    again = runs.run_pipeline("develop", "smoke", first="train", last="train", within=None, show=QUIET)
+    again = runs.run_pipeline("develop", "smoke", first="train", last="train", forced=True, manner=QUIET)
     first, second = manifest(smoke, "train"), again.manifests[0]
     assert [g["value"] for g in first["gates"]] == [g["value"] for g in second["gates"]]
     files = [sorted((f / "06_train/artefacts/model").glob("*.ubj")) for f in (smoke.folder, again.folder)]
@@ -108,15 +108,15 @@ def test_confirmed_package_answers_by_itself(smoke):
 @pytest.mark.full
 def test_a_refused_model_leaves_no_package(smoke):
     asked = {"business.min_skill_change_max": "0.99"}
-    runs.run_pipeline("develop", "smoke", asked, last="data", run_id="strict", show=QUIET)
-    result = runs.run_pipeline("develop", "smoke", asked, first="develop", within="strict", show=QUIET)
+    runs.run_pipeline("develop", "smoke", asked, last="data", run_id="strict", manner=QUIET)
+    result = runs.run_pipeline("develop", "smoke", asked, first="develop", within="strict", manner=QUIET)
     assert result.exit_code == 3 and "develop" in result.verdict
     assert not (result.folder / "07_evaluate/artefacts/confirmed_model").exists()
 
 
 def test_a_skipped_poc_is_on_record(house):
     sets = {"poc.skip": "true", "poc.skip_reason": "V8 is in use"}
-    result = runs.run_pipeline("develop", "smoke", sets, last="poc", show=QUIET)
+    result = runs.run_pipeline("develop", "smoke", sets, last="poc", manner=QUIET)
     found = manifest(result, "poc")
     assert (found["status"], found["reason"]) == ("skipped", "V8 is in use")
     assert "V8 is in use" in (result.folder / "index.html").read_text()
@@ -144,7 +144,7 @@ def test_own_csv_becomes_a_model(house, tmp_path):
     done = subprocess.run([AMHS, "import", export, "--site", profile, "--out", tmp_path / "data"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     sets = {"business.site": str(profile), "business.source": str(tmp_path / "data"), "business.days": "15"}
-    result = runs.run_pipeline("develop", "smoke", sets, last="train", run_id="own", show=QUIET)
+    result = runs.run_pipeline("develop", "smoke", sets, last="train", run_id="own", manner=QUIET)
     assert {m["status"] for m in result.manifests} <= {"finished", "gate failed"}, [m["error"] for m in result.manifests]
     report = (result.folder / "03_prototype/documents/prototype_fit.md").read_text()
     assert all(c.name in report for c in SCHEMA)
@@ -158,7 +158,7 @@ def test_own_csv_becomes_a_model(house, tmp_path):
 def test_flights_go_the_whole_way(house):
     "Real queues nobody here wrote, one airport, through the same stages."
     sets = {"business.site": "nycflights", "business.source": "nycflights", "business.line": "LGA", "business.days": "365"}
-    result = runs.run_pipeline("develop", "smoke", sets, run_id="flights", show=QUIET)
+    result = runs.run_pipeline("develop", "smoke", sets, run_id="flights", manner=QUIET)
     assert {m["status"] for m in result.manifests} <= {"finished", "gate failed"}, [m["error"] for m in result.manifests]
     tables = read_json(result.folder / "07_evaluate/artefacts/evaluation.json")
     skill = pd.DataFrame(tables["levels"]).query("metric == 'skill' and target == 'max' and horizon_min == 10").set_index("model")["value"]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import datetime
 from html.parser import HTMLParser
 from pathlib import Path
@@ -21,8 +22,9 @@ from toy_project import make_project, write_stage
 from amhs import pages, plan, provenance, runs, stages
 from amhs.config import load_params, read_yaml
 from amhs.core import InputError, ParameterError, StageError, read_json, sha256_tree
+from amhs.execute import Limits
 
-QUIET = runs.Reporter(lambda line: None)
+QUIET = runs.Manner(fast=False, show=runs.Reporter(lambda line: None))
 
 
 def noon():
@@ -39,7 +41,7 @@ def house(tmp_path_factory):
         patch.setenv("AMHS_ROOT", str(root))
         make_project(root)
         lines = []
-        result = runs.run_pipeline(sets={"train.trees": "7"}, run_id="whole", show=runs.Reporter(lines.append))
+        result = runs.run_pipeline(sets={"train.trees": "7"}, run_id="whole", manner=runs.Manner(fast=False, show=runs.Reporter(lines.append)))
         yield root, result, lines
 
 
@@ -52,7 +54,7 @@ def toy(house, tmp_path, monkeypatch):
 
 
 def run(first="business", last=None, **kw):
-    return runs.run_pipeline(first=first, last=last or first, show=QUIET, **kw)
+    return runs.run_pipeline(first=first, last=last or first, **{"manner": QUIET, **kw})
 
 
 def one(toy, extra, name="business", **kw):
@@ -198,7 +200,7 @@ def test_order_of_stages_is_checked(toy):
 def test_bad_parameters_start_nothing(toy, sets, said):
     before = set((toy / "runs").iterdir())
     with pytest.raises(ParameterError, match=re.escape(said)):
-        runs.run_pipeline(sets=sets, show=QUIET)
+        runs.run_pipeline(sets=sets, manner=QUIET)
     assert set((toy / "runs").iterdir()) == before
 
 
@@ -215,7 +217,7 @@ def test_scientific_notation_is_a_number(toy):
 def test_a_spoilt_parameters_cell_is_refused(toy, spoil, said):
     write_stage(toy, "evaluate", **spoil)
     with pytest.raises(ParameterError, match=said):
-        runs.run_pipeline(show=QUIET)
+        runs.run_pipeline(manner=QUIET)
 
 
 def test_a_parameter_the_model_does_not_know_is_refused(toy):
@@ -242,7 +244,7 @@ def test_failing_cell_keeps_the_notebook_and_the_run_can_go_on_from_there(toy):
     assert (states["reads"], states["extra"], states["over"]) == ("completed", "failed", "pending")
     said = runs.failure_report(result)
     assert "Stage poc, code cell 5: ZeroDivisionError: division by zero" in said and "rows = 0" in said
-    assert "--run bad --from poc" in said and not list(result.folder.glob("03_*"))
+    assert "amhs run --resume bad" in said and not list(result.folder.glob("03_*"))
     write_stage(toy, "poc")
     again = run("poc", within="bad")
     assert again.status == "finished" and (folder / "artefacts" / "poc_model").exists()
@@ -260,7 +262,7 @@ def test_failed_gate_of_training_refuses_and_names_the_stage_to_re_enter(toy):
     result = run("train", "evaluate")
     assert (result.status, result.exit_code, [m["stage"] for m in result.manifests]) == ("refused", 3, ["train"])
     assert "Re-enter stage develop" in result.verdict
-    assert runs.again_command(result) == f"amhs run develop --profile demo --run {result.run_id} --from develop"
+    assert runs.again_command(result) == f"amhs run develop --profile demo --from develop"
     assert stages.find_sources([stages.find_stage("train")], toy / "runs")["train"] == result.run_id, "its artefacts are whole all the same"
 
 
@@ -281,7 +283,7 @@ def test_skipped_stage_has_its_reason_and_runs_no_further_cell(toy):
     ("seed = 5\nrun = stages.begin('business', globals())", "error", "seed: 5, not 0"),
 ])
 def test_status_is_what_happened(toy, code, status, said):
-    result, manifest, folder = one(toy, code, timeout_s=5)
+    result, manifest, folder = one(toy, code, manner=replace(QUIET, limits=Limits(cell_timeout_s=5)))
     assert (manifest["status"], result.exit_code) == (status, 1)
     assert said in f"{manifest['error']['name']}: {manifest['error']['message']}"
     assert (folder / "notebook.html").is_file() and not (folder / "artefacts").exists()
