@@ -49,7 +49,7 @@ def markdown_html(
     tables = MarkdownIt("js-default").render(text)
     return tables.replace("<table>", '<div class="scroll"><table>').replace("</table>", "</table></div>")
 
-# %% ../nbs/lib/12_pages.ipynb #75619fb3
+# %% ../nbs/lib/12_pages.ipynb #b9b2029a
 _CSS = """
 :root { color-scheme: light dark;
   --bg: #fff; --ink: #1c2430; --soft: #5b6675; --line: #dde3ea; --card: #f6f8fa; --link: #0b5cad; --idle: #5b6675; --idlebg: #e9edf1;
@@ -58,7 +58,7 @@ _CSS = """
   --bg: #12161c; --ink: #dfe5ec; --soft: #97a3b2; --line: #2c3541; --card: #1a2029; --link: #74b3f7; --idle: #97a3b2; --idlebg: #252d37;
   --good: #6fd394; --goodbg: #173524; --bad: #ff8f86; --badbg: #43201e; --warn: #ecc06b; --warnbg: #3c2f14 } }
 * { box-sizing: border-box }
-body { margin: 0; background: var(--bg); color: var(--ink); -webkit-text-size-adjust: 100%; font: 16px/1.6 system-ui, -apple-system,
+body { margin: 0; background: var(--bg); color: var(--ink); word-break: keep-all; overflow-wrap: break-word; -webkit-text-size-adjust: 100%; font: 16px/1.6 system-ui, -apple-system,
   "Segoe UI", Roboto, "Noto Sans KR", "Noto Sans CJK KR", "Malgun Gothic", "Apple SD Gothic Neo", sans-serif }
 main { max-width: 60rem; margin: 0 auto; padding: 1.5rem 1.1rem 4rem }
 h1, h2, h3 { line-height: 1.25; margin: 1.8em 0 .5em }

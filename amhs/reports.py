@@ -6,7 +6,7 @@
 __all__ = ['spent', 'sized', 'notebook_html', 'stage_head', 'pipeline_picture', 'run_page', 'run_summary', 'run_records',
            'index_page', 'write_index']
 
-# %% ../nbs/lib/22_reports.ipynb #1474fd94
+# %% ../nbs/lib/22_reports.ipynb #195a4cb4
 import fcntl, html, json, logging
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
@@ -16,15 +16,15 @@ from typing import Any
 
 from .core import atomic_path, read_json
 from .pages import TONES, badge, cell_text, folded, html_table, link, page, shown, tag
-from .stages import PIPELINES, Stage, find_stage, stage_home, stage_manifest
+from .stages import PIPELINES, Stage, find_stage, stage_manifest
 
-# %% ../nbs/lib/22_reports.ipynb #e02265cc
+# %% ../nbs/lib/22_reports.ipynb #59fd5abd
 def spent(
     seconds: float,  # a duration
 ) -> str:  # as people say it
     "A duration in at most two units."
     if seconds < 120:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+        return f"{seconds:.0f} s" if seconds >= 10 or seconds == int(seconds) else f"{seconds:.1f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
@@ -47,8 +47,14 @@ def _commit(manifest: Mapping) -> str:
     code = manifest["code"]
     return f"commit {code['commit'][:10]}{' with changes' if code['dirty'] else ''}" if code["commit"] else "no git"
 
-# %% ../nbs/lib/22_reports.ipynb #f7cb4b91
-_NOTEBOOK_CSS = """
+# %% ../nbs/lib/22_reports.ipynb #3bb4c583
+_FOLDS_CSS = """
+.folds { display: flex; flex-wrap: wrap; gap: .1rem 1.4rem; font-size: .95rem }  .folds details { max-width: 100%; margin: .3em 0 }
+.folds details[open] { flex-basis: 100% }  .folds td:last-child { overflow-wrap: anywhere }
+"""
+
+# %% ../nbs/lib/22_reports.ipynb #72bb2af4
+_NOTEBOOK_CSS = _FOLDS_CSS + """
 main { max-width: 66rem }  .cell { margin: .9rem 0 }  .output_subarea { margin: .5rem 0; overflow-x: auto }
 header { display: flex; flex-wrap: wrap; gap: .3rem 1rem; align-items: baseline; font-size: .92rem }
 .about { border-bottom: 1px solid var(--line); padding-bottom: .8rem; margin-bottom: 1.4rem; font-size: .92rem }
@@ -127,20 +133,21 @@ def _counted(name: str, things: Iterable, said: str = "") -> str:
     "The summary of a folded table."
     return f"{name} ({len(list(things))}{said and ', ' + said})"
 
-# %% ../nbs/lib/22_reports.ipynb #a7731ae0
+# %% ../nbs/lib/22_reports.ipynb #a0434ae9
 def _tables(manifest: Mapping) -> str:
     "A stage's folded tables; gates stand open if one failed."
     m, failed = manifest, sum(not g["passed"] for g in manifest["gates"])
     read = [(n, i["run_id"], *_content(a, x)) for n, i in m["inputs"].items() for a, x in i["artefacts"].items()]
     metrics = [(n, cell_text(x["value"]), x["unit"]) for n, x in m["metrics"].items()]
-    verdict, changed = f"{failed} failed" if failed else "all passed", f"{len(m['overridden'])} changed"
-    return "".join([
+    verdict = f"{failed} failed" if failed else "all passed"
+    changed = ", ".join(f"{n} = {o['value']}" for n, o in m["overridden"].items())
+    return tag("div", *(
         folded(_counted("gates", m["gates"], verdict), ("gate", "verdict", "value", "limit", "why"), _gate_texts(m), unfold=failed > 0),
         folded(_counted("metrics", metrics), ("metric", "value", "unit"), metrics),
-        folded(_counted("parameters", m["parameters"], changed), ("parameter", "value", "default", "set by"), _parameter_rows(m)),
+        folded(_counted("parameters", m["parameters"], changed and f"changed: {changed}"), ("parameter", "value", "default", "set by"), _parameter_rows(m)),
         folded(_counted("inputs", read), ("stage", "run", "artefact", "sha256", "size"), read),
         folded(_counted("outputs", m["outputs"]), ("artefact", "sha256", "size"), [_content(n, o) for n, o in m["outputs"].items()]),
-        folded("provenance", ("what", ""), _provenance_rows(m))])
+        folded("provenance", ("what", ""), _provenance_rows(m))), class_="folds")
 
 # %% ../nbs/lib/22_reports.ipynb #446746d7
 def _trouble(manifest: Mapping) -> str:
@@ -153,10 +160,11 @@ def _trouble(manifest: Mapping) -> str:
     said = tag("p", tag("b", html.escape(error["name"])), where, html.escape(error["message"][:500]))
     return said + (tag("pre", html.escape(error["source"])) if error["source"] else "")
 
-# %% ../nbs/lib/22_reports.ipynb #620743e7
+# %% ../nbs/lib/22_reports.ipynb #af79bac3
 def _documents(manifest: Mapping, folder: str) -> list[str]:
-    "Links to the documents of a stage."
-    return [link(f"{folder}documents/{n}.html", f"{d['title']} ({d['title_ko']})") for n, d in manifest["documents"].items()]
+    "Links to the documents of a stage, in every language they were written in."
+    named = [(page, d[f"title{'_ko' * (lang == 'ko')}"]) for d in manifest["documents"].values() for lang, page in d["pages"].items()]
+    return [link(f"{folder}documents/{page}", title) for page, title in named]
 
 # %% ../nbs/lib/22_reports.ipynb #a839ed63
 def stage_head(
@@ -207,7 +215,7 @@ def _ticks(seconds: float) -> list[int]:
     step = next((s for s in steps if seconds / s <= 5), 86400)
     return list(range(0, int(seconds) + 1, step))
 
-# %% ../nbs/lib/22_reports.ipynb #132634df
+# %% ../nbs/lib/22_reports.ipynb #badf50f8
 _FLOW_CSS = """
 .flow { display: block; font-size: 13px; margin: .4rem 0 }  .flow text { fill: var(--ink) }  .flow .faint { fill: var(--soft); font-size: 11.5px }
 .flow .wire { fill: none; stroke: var(--soft); stroke-width: 1.2 }  .flow .tip { fill: var(--soft) }
@@ -218,7 +226,7 @@ _FLOW_CSS = """
 .flow .pass { fill: var(--goodbg) }  .flow .fail { fill: var(--badbg); stroke: var(--bad) }
 .flow .pass + text { fill: var(--good) }  .flow .fail + text { fill: var(--bad); font-weight: 700 }
 """
-_ROW, _STEP, _BOX, _BARS, _WORDS = 50, 24, 178, 340, 130  # pixels: a row's height, a step right, widths of box, bars, words after them
+_ROW, _STEP, _BOX, _BARS, _WORDS = 50, 24, 178, 400, 130  # pixels: a row's height, a step right, widths of box, bars, words after them
 
 # %% ../nbs/lib/22_reports.ipynb #2a45f083
 def _place(x: float, y: float, name: str, *inside: str, **attributes: str) -> str:
@@ -259,7 +267,7 @@ def _state(stage: Stage, manifest: Mapping | None, source: str | None, runs: Pat
         return "is-none", f"../{source}/index.html#{stage.name}" if there else "#", f"taken from run {source}"
     return "is-none", "#", "not run"
 
-# %% ../nbs/lib/22_reports.ipynb #bccc055f
+# %% ../nbs/lib/22_reports.ipynb #dbabc505
 def _row(stage: Stage, manifest: Mapping | None, state: tuple[str, str, str], x: float, y: float, left: float, bar: tuple[float, float]) -> str:
     "A stage's row: box, bar on the time axis, words, gates."
     tone, href, words = state
@@ -267,14 +275,14 @@ def _row(stage: Stage, manifest: Mapping | None, state: tuple[str, str, str], x:
     said = f"{stage.title} ({stage.title_ko}): {manifest['status'] if manifest else words}; reads {reads}"
     start, width = left + bar[0], max(bar[1] - bar[0], 3.0)
     drawn = _place(start, y + 11, "rect", tag("title", html.escape(said)), width=f"{width:g}", height="16", rx="3", class_="bar") if manifest else ""
-    text = _place(start + width + 8 if manifest else left, y + 23.5, "text", html.escape(words), class_="faint")
+    text = _place(start + (width if manifest else 0) + 8, y + 23.5, "text", html.escape(words), class_="faint")
     marks = _gate_marks(manifest, left + _BARS + _WORDS, y + 19) if manifest else ()
     return _box(stage, tone, href, x, y, said) + tag("g", drawn, text, class_=tone) + "".join(marks)
 
-# %% ../nbs/lib/22_reports.ipynb #1c1e1402
+# %% ../nbs/lib/22_reports.ipynb #3ffb2fa2
 def _axis(total: float, left: float, height: float) -> str:
     "The common time axis."
-    at = [(left + _BARS * t / total, spent(t) if t else "0") for t in _ticks(total)]
+    at = [(left + _BARS * t / total, spent(t)) for t in _ticks(total)]
     lines = [tag("line", x1=f"{x:g}", x2=f"{x:g}", y1="22", y2=f"{height:g}", class_="grid") for x, _ in at]
     return "".join(lines) + "".join(_place(x, 14, "text", label, class_="faint", **{"text-anchor": "middle"}) for x, label in at)
 
@@ -299,8 +307,8 @@ def pipeline_picture(
                 height=f"{height:g}", role="img", class_="flow", **{"aria-label": "the pipeline"})
     return tag("div", drawn, class_="scroll")
 
-# %% ../nbs/lib/22_reports.ipynb #ad0beec9
-_RUN_CSS = _FLOW_CSS + """
+# %% ../nbs/lib/22_reports.ipynb #6d6f7207
+_RUN_CSS = _FLOW_CSS + _FOLDS_CSS + """
 main { max-width: 68rem }  .verdict { font-size: 1.1rem; margin: .6rem 0 }
 .numbers { display: flex; flex-wrap: wrap; gap: .6rem 2rem; margin: 1rem 0 }  .numbers div { min-width: 8rem }
 .numbers b { display: block; font-size: 1.5rem; line-height: 1.2; font-variant-numeric: tabular-nums }
@@ -332,11 +340,11 @@ def _gates_section(found: Mapping[str, Mapping]) -> str:
     rows.sort(key=lambda r: "FAIL" not in r[1])
     return "<h2>Gates</h2>" + html_table(("gate", "verdict", "value", "limit", "stage", "why"), rows) if rows else ""
 
-# %% ../nbs/lib/22_reports.ipynb #896ea314
+# %% ../nbs/lib/22_reports.ipynb #8c4e3297
 def _pictures(manifest: Mapping, folder: str) -> str:
     "The first figure of each document of a stage, linked to it."
-    first = [(n, d["figures"][0]) for n, d in manifest["documents"].items() if d["figures"]][:2]
-    shown = [f'<a href="{folder}/documents/{n}.html"><img src="{folder}/documents/{f}" alt="{html.escape(n)}"></a>' for n, f in first]
+    first = [(n, next(iter(d["pages"].values())), d["figures"][0]) for n, d in manifest["documents"].items() if d["figures"]][:2]
+    shown = [f'<a href="{folder}/documents/{p}"><img src="{folder}/documents/{f}" alt="{html.escape(n)}"></a>' for n, p, f in first]
     return tag("div", *shown, class_="pictures") if shown else ""
 
 # %% ../nbs/lib/22_reports.ipynb #23708f38
@@ -366,14 +374,14 @@ def run_page(
             pipeline_picture(record, found, run.parent), _numbers(found), _gates_section(found), *map(_card, found.values())]
     return page(f"run {run.name}", "\n".join(body), _RUN_CSS)
 
-# %% ../nbs/lib/22_reports.ipynb #ab16b5d2
+# %% ../nbs/lib/22_reports.ipynb #ed7810db
 def run_summary(
     run: Path,  # a run's folder
     record: Mapping,  # its record: pipeline, sources
 ) -> dict[str, Any]:  # headline: name, value, unit, stage of each; gates: passed and all; site; line
     "What the list of runs says of a run's stages, also of those taken from another run."
-    stages = [find_stage(n) for n in PIPELINES[record["pipeline"]]]
-    found = [m for s in stages if (home := stage_home(run, s)) and (m := stage_manifest(home, s))]
+    homes = {n: run.parent / record["sources"].get(n, run.name) for n in PIPELINES[record["pipeline"]]}
+    found = [m for n, home in homes.items() if (m := stage_manifest(run, find_stage(n)) or stage_manifest(home, find_stage(n)))]
     gates = [g["passed"] for m in found for g in m["gates"]]
     headline = [{"name": n, "value": x["value"], "unit": x["unit"], "stage": m["stage"]}
                 for m in found for n, x in m["metrics"].items() if x["headline"]]
@@ -388,7 +396,7 @@ def run_records(
     found = [read_json(path) | {"run_id": path.parent.name} for path in Path(runs).glob("[!.]*/run.json")]
     return sorted(found, key=lambda r: datetime.fromisoformat(r["started"]), reverse=True)
 
-# %% ../nbs/lib/22_reports.ipynb #378a5204
+# %% ../nbs/lib/22_reports.ipynb #19bc6590
 _INDEX_CSS = """
 main { max-width: 84rem }  form { display: flex; flex-wrap: wrap; gap: .5rem .9rem; align-items: end; margin: 1rem 0; font-size: .9rem }
 form[hidden] { display: none }  label { color: var(--soft) }  form [data-count] { color: var(--soft); padding: .35rem 0 }
@@ -397,9 +405,12 @@ input, select { display: block; font: inherit; color: var(--ink); background: va
 th button { all: unset; cursor: pointer }  th button:focus-visible { outline: 2px solid var(--link) }
 th[aria-sort] button::after { content: " ↑" }  th[aria-sort=descending] button::after { content: " ↓" }
 td.run { min-width: 11rem }  td.when, td.time { white-space: nowrap }  td.time { text-align: right }
-td.verdict { min-width: 14rem; max-width: 22rem }
+td.verdict { min-width: 14rem; max-width: 22rem }  td.headline { min-width: 18rem }
 .metric { display: inline-block; white-space: nowrap; margin-right: .9rem; color: var(--soft) }  .metric b { color: var(--ink); font-weight: 600 }
 tbody tr:hover { background: var(--card) }
+@media (max-width: 40rem) { .scroll table, .scroll tbody { display: block; width: auto }  thead { display: none }
+  tr { display: flex; flex-wrap: wrap; gap: .1rem .8rem; padding: .7rem 0; border-bottom: 1px solid var(--line) }  tr[hidden] { display: none }
+  td { border: 0; padding: 0 }  td.run { flex-basis: 100%; order: -1; font-weight: 600 }  td.verdict, td.headline { flex-basis: 100%; max-width: none } }
 """
 
 # %% ../nbs/lib/22_reports.ipynb #4210286a
@@ -454,7 +465,7 @@ def _where(record: Mapping) -> str:
     "Site and line of a run in a few words."
     return " ".join(filter(None, (Path(record.get("site", "")).stem, record.get("line", ""))))
 
-# %% ../nbs/lib/22_reports.ipynb #c629fa63
+# %% ../nbs/lib/22_reports.ipynb #8b199e07
 def _index_row(record: Mapping) -> str:
     "A run as a row of the list."
     r, began = record, datetime.fromisoformat(record["started"]).timestamp()
@@ -462,7 +473,7 @@ def _index_row(record: Mapping) -> str:
              tag("td", link(f"{r['run_id']}/index.html", r["run_id"]), class_="run"),
              *(tag("td", html.escape(text)) for text in (r["pipeline"], r["profile"])),
              tag("td", badge(r["status"])), tag("td", html.escape(r["verdict"]), class_="verdict"), tag("td", html.escape(_where(r))),
-             tag("td", *map(_metric, r.get("headline", ()))),
+             tag("td", *map(_metric, r.get("headline", ())), class_="headline"),
              tag("td", spent(r["duration_s"]), class_="time", **{"data-value": str(r["duration_s"])})]
     return tag("tr", *cells, **{"data-status": r["status"], "data-profile": r["profile"], "data-line": _where(r)})
 
