@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'CHECKS', 'papermill_habits', 'main', 'show_table', 'parse_assignments', 'run', 'simulate', 'import_', 'stages',
-           'report', 'Check', 'check_python', 'check_packages', 'check_library', 'check_stages', 'check_folders',
-           'check_kernel', 'check_machine', 'check_gpu', 'doctor']
+           'report', 'lab', 'open_', 'Check', 'check_python', 'check_packages', 'check_library', 'check_stages',
+           'check_folders', 'check_kernel', 'check_machine', 'check_gpu', 'doctor']
 
 # %% ../nbs/lib/25_cli.ipynb #9d0bc9e9
 import os, sys
@@ -75,7 +75,7 @@ def parse_assignments(
         found[name.strip()] = value.strip()
     return found
 
-# %% ../nbs/lib/25_cli.ipynb #45987b0c
+# %% ../nbs/lib/25_cli.ipynb #6ac7b7eb
 _SETS = typer.Option("--set", metavar="STAGE.NAME=VALUE", help="Override a parameter; may be repeated. Also -p STAGE.NAME VALUE.")
 _FILE = typer.Option("--file", "-f", help="YAML file of overrides: `stage: {name: value}` or `stage.name: value`.")
 _FIRST = typer.Option("--from", help="First stage; earlier ones come from the newest good run.")
@@ -85,10 +85,22 @@ _JSON = typer.Option("--json", help="With --plan: as JSON.")
 _GRID = typer.Option("--grid", metavar="NAME=A,B", help="A run for each value; repeated: for each combination.")
 _JOBS = typer.Option("--jobs", min=1, help="Stages, or runs of a grid, at the same time.")
 _ISOLATED = typer.Option("--isolated", help="Start every kernel by itself instead of forking it from a warm one.")
+_LANG = typer.Option(metavar="en|ko|both", help="Language of deliverable documents; none: that of settings.ini.")
 _TIMEOUT = typer.Option("--cell-timeout", min=0.1, help="Seconds a cell may take.")
 _MEMORY = typer.Option("--memory-limit", min=1, help="MB a stage may use, its child processes included.")
 
-# %% ../nbs/lib/25_cli.ipynb #1be46646
+# %% ../nbs/lib/25_cli.ipynb #cd979458
+def _speak(lang: str | None, resume: str | None) -> None:
+    "Set the language of documents for this process and its kernels: as asked, or as in the run that is gone on with."
+    if resume and not lang:
+        from amhs.core import read_json
+        from amhs.plan import find_run
+
+        lang = read_json(find_run(resume) / "run.json").get("lang")
+    if lang:
+        os.environ["AMHS_LANG"] = lang
+
+# %% ../nbs/lib/25_cli.ipynb #332c9b75
 @app.command()
 def run(
     pipeline: Annotated[str, typer.Argument(help="Which pipeline: develop.")] = "develop",  # a name in PIPELINES
@@ -107,8 +119,10 @@ def run(
     isolated: Annotated[bool, _ISOLATED] = False,  # slower; nothing shared
     timeout_s: Annotated[float | None, _TIMEOUT] = None,  # None: for ever
     memory_mb: Annotated[float | None, _MEMORY] = None,  # None: what the machine has
+    lang: Annotated[str | None, _LANG] = None,  # None: that of the settings, or of the run gone on with
 ) -> None:
     "Run what has changed of a pipeline, and leave its report in runs/."
+    _speak(lang, resume)
     question = [pipeline, profile, sets, first, last, file and [str(file), answers.stamp(file)]]
     plain = not (resume or run_id or force or plan or grid)
     if plain and (known := answers.recall(question)):
@@ -281,6 +295,42 @@ def report(
     run = find_run(run_id)
     record = read_json(run / "run.json")
     print(f"{run.name}: {record['status']}. {record['verdict']}\nReport: {short_path(run / 'index.html')}")
+
+# %% ../nbs/lib/25_cli.ipynb #37d6a81c
+_MORE = typer.Argument(metavar="-- JUPYTERLAB-OPTIONS", help="Handed on to JupyterLab.")
+_BROWSER = typer.Option("--browser/--no-browser", help="Open a browser, or only print the address.")
+
+# %% ../nbs/lib/25_cli.ipynb #7174e698
+@app.command()
+def lab(
+    browser: Annotated[bool, _BROWSER] = True,  # as JupyterLab's own flag
+    more: Annotated[list[str] | None, _MORE] = None,  # after `--`
+) -> None:
+    "Start JupyterLab on this project; notebooks are saved clean."
+    from amhs import workbench
+
+    workbench.start_lab(workbench.lab_command(None, browser, more or ()))
+
+# %% ../nbs/lib/25_cli.ipynb #add210fb
+@app.command("open")
+def open_(
+    run_id: Annotated[str, typer.Argument(help="A run's id or its beginning.")],  # of `runs/`
+    stage: Annotated[str, typer.Argument(help="A stage's name or number.")],  # failed or finished
+    fresh: Annotated[bool, typer.Option("--fresh", help="Replace the copy you edited last time.")] = False,  # kept otherwise
+    no_lab: Annotated[bool, typer.Option("--no-lab", help="Only prepare the notebook and print its path.")] = False,  # no JupyterLab
+    browser: Annotated[bool, _BROWSER] = True,  # as JupyterLab's own flag
+    more: Annotated[list[str] | None, _MORE] = None,  # after `--`
+) -> None:
+    "Open a stage of a run in JupyterLab, as it ran."
+    from amhs import workbench
+    from amhs.runs import short_path
+
+    opened = workbench.open_stage(run_id, stage, fresh)
+    for sentence in opened.said:
+        print(sentence, file=sys.stderr)
+    print(short_path(opened.notebook), flush=True)
+    if not no_lab:
+        workbench.start_lab(workbench.lab_command(opened.notebook, browser, more or ()))
 
 # %% ../nbs/lib/25_cli.ipynb #cb5e6405
 class Check(NamedTuple):

@@ -457,13 +457,14 @@ def _hub_capacity(
             f"{side}_capacity_mean_share": capacity.mean(30) / capacity.max(180), f"{side}_capacity_drop_age": capacity.age(180, 0.9),
             f"{side}_lifter_load_5": flows.mean(5) / capacity.mean(5), f"{side}_lifter_load_30": flows.mean(30) / capacity.mean(30)}
 
-# %% ../nbs/lib/05_features.ipynb #f5f5fae7
+# %% ../nbs/lib/05_features.ipynb #eb2ddcfd
 def _hub_room() -> dict[str, Node]:
     "Room in the hub."
     free, jobs = _column("hub_free_slots"), _column("hub_jobs")
     filling = (free.mean(5, lag=5) - free.mean(5)) / 5
     return {"room_min_60": free.min(60), "room_change_5": free.last() - free.last(lag=5), "room_change_30": free.last() - free.last(lag=30),
-            "room_time_to_full_min": (free.last() / filling.most(0.1)).least(240), "room_jobs_ratio": jobs.last() / free.last(), "total_commands": Series(columns_of("command")).last()}
+            "room_time_to_full_min": (free.last() / filling.most(0.1)).least(240), "room_jobs_ratio": jobs.last() / free.last(),
+            "total_commands": Series(columns_of("command")).last()}
 
 # %% ../nbs/lib/05_features.ipynb #7d203b34
 def _hub_upstream() -> dict[str, Node]:

@@ -6,7 +6,7 @@
 __all__ = ['Step', 'Plan', 'parameters_table', 'find_run', 'identity', 'changes', 'decide', 'plan_run', 'plan_table', 'reasons',
            'resumed', 'grid_sets']
 
-# %% ../nbs/lib/21_plan.ipynb #02e916cd
+# %% ../nbs/lib/21_plan.ipynb #b05a1c9a
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -14,12 +14,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from .config import PARAMS, StageParams, checked, load_params, parse_sets, parse_yaml, read_yaml, settings
+from .config import PARAMS, StageParams, checked, languages, load_params, parse_sets, parse_yaml, read_yaml, settings
 from .core import ParameterError, nearest, project_root, read_json
 from .pages import cell_text
 from .provenance import environment, notebook_hash, reachable_modules
 from amhs.stages import (
-    GOOD, PIPELINES, Stage, check_notebook, find_sources, find_stage, identify, is_intact, list_runs, outside_path,
+    GOOD, PIPELINES, Stage, check_notebook, check_templates, find_sources, find_stage, identify, is_intact, list_runs, outside_path,
     stage_home, stage_manifest, verified_outputs,
 )
 
@@ -92,17 +92,17 @@ def find_run(
         raise ParameterError("which run?" if found else "no such run", got=run_id, fix=fix)
     return found[0]
 
-# %% ../nbs/lib/21_plan.ipynb #e301e41f
+# %% ../nbs/lib/21_plan.ipynb #f9e2ca67
 def identity(
     stage: Stage,  # which stage
     params: StageParams,  # its parameters
-) -> dict:  # parameters, notebook, modules, lock, python
+) -> dict:  # parameters, notebook, modules, lock, python, lang
     "What a stage's result depends on, as far as it is known before it runs."
     notebook, env = project_root() / stage.notebook, environment()
     return {"parameters": params.model_dump(mode="json"), "notebook": notebook_hash(notebook), "modules": reachable_modules(notebook),
-            "lock": env["lock_sha256"], "python": env["python"]}
+            "lock": env["lock_sha256"], "python": env["python"], "lang": settings().lang}
 
-# %% ../nbs/lib/21_plan.ipynb #5c023734
+# %% ../nbs/lib/21_plan.ipynb #a5e84269
 def _static_changes(stage: Stage, now: Mapping, manifest: Mapping) -> Iterator[str]:
     "What changed in parameters, code and environment since a manifest."
     was, code, env = manifest["parameters"], manifest["code"], manifest["environment"]
@@ -118,6 +118,8 @@ def _static_changes(stage: Stage, now: Mapping, manifest: Mapping) -> Iterator[s
         yield "requirements.lock changed"
     if now["python"] != env["python"]:
         yield f"Python changed {env['python']} → {now['python']}"
+    if set(languages(now["lang"])) - set(languages(was_lang := manifest.get("lang", "en"))):
+        yield f"language of documents changed {was_lang} → {now['lang']}"
 
 # %% ../nbs/lib/21_plan.ipynb #9556aa69
 def _read_changes(manifest: Mapping, held: Mapping[str, dict | None]) -> Iterator[str]:
@@ -191,7 +193,7 @@ def _artefacts(name: str, run_id: str | None) -> dict | None:
     found = stage_manifest(settings().runs / run_id, find_stage(name)) if run_id else None
     return found["outputs"] if found else None
 
-# %% ../nbs/lib/21_plan.ipynb #704bd8bd
+# %% ../nbs/lib/21_plan.ipynb #0f1d3e98
 def plan_run(
     pipeline: str = "develop",  # a name in `PIPELINES`
     profile: str = "demo",  # smoke, demo or full
@@ -208,6 +210,7 @@ def plan_run(
     typed = {s: load_params(s.name, profile, sets) for s in stages}
     for stage in stages:
         check_notebook(stage)
+        check_templates(stage)
     needed = dict.fromkeys(i for s in stages for i in s.inputs if i not in {x.name for x in stages})
     sources = _checked_sources([find_stage(n) for n in needed], within)
     steps = [Step(s, p, _overridden(s, p, profile, sets)) for s, p in typed.items()]

@@ -6,7 +6,7 @@
 __all__ = ['RunResult', 'short_path', 'again_command', 'failure_report', 'recover', 'Reporter', 'LiveReporter', 'reporter',
            'Manner', 'warm_worker', 'end_kernels', 'run_pipeline', 'answered', 'rests_on']
 
-# %% ../nbs/lib/24_runs.ipynb #b7f8d39e
+# %% ../nbs/lib/24_runs.ipynb #58821b90
 import contextlib, os, re, shlex, shutil, signal, sys, tempfile, threading, time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -22,11 +22,11 @@ from fastcore.basics import patch
 from . import answers
 from .config import settings
 from .core import ParameterError, StageError, atomic_path, project_root, read_json, sha256_json, write_json
-from .execute import Limits, Watch, cell_error, close_stage, completed, run_stage
+from .execute import Limits, Watch, cell_error, close_stage, completed, run_stage, write_page
 from .pages import cell_text
 from .plan import Plan, Step, decide, find_run, plan_run, reasons
 from .provenance import refuse_drift
-from .reports import run_page
+from .reports import run_page, run_summary, write_index
 from amhs.stages import (
     GOOD, STAGES, find_stage, list_runs, local_now, lock_run, new_run, outside_path, read_cells, stage_home, stage_manifest,
 )
@@ -119,7 +119,7 @@ def failure_report(
     lines = [result.verdict, f"    {first}" if first else "", f"Notebook: {notebook}", f"Again from there: {again_command(result)}"]
     return "\n".join(line for line in lines if line)
 
-# %% ../nbs/lib/24_runs.ipynb #f1e7ff45
+# %% ../nbs/lib/24_runs.ipynb #0af79be8
 def _settle_stage(hidden: Path) -> None:
     "End a stage at which the runner was killed."
     manifest = read_json(hidden / "manifest.json")
@@ -129,6 +129,7 @@ def _settle_stage(hidden: Path) -> None:
     error = cell_error(nb, None, "killed", "the runner was killed while this stage ran")
     close_stage(watch, stage, completed(manifest, watch, "killed", error, 0.0))
     hidden.rename(hidden.parent / stage.folder)
+    write_page(hidden.parent / stage.folder)
 
 # %% ../nbs/lib/24_runs.ipynb #b1956004
 def _settle(hidden: Path) -> None:
@@ -161,14 +162,15 @@ def recover(
                 found.append(run.name)
     return found
 
-# %% ../nbs/lib/24_runs.ipynb #296e651e
+# %% ../nbs/lib/24_runs.ipynb #c3bfdd95
 def _put_record(run: Path, **changes: Any) -> dict:
-    "Change a run's record, and its page with it."
+    "Change a run's record, and with it its page and the list of all runs."
     path = run / "run.json"
     record = {**(read_json(path) if path.is_file() else {}), **changes}
-    write_json(path, record)
+    write_json(path, record | run_summary(run, record))
     with atomic_path(run / "index.html") as new:
         new.write_text(run_page(run), encoding="utf-8")
+    write_index(run.parent)
     return record
 
 # %% ../nbs/lib/24_runs.ipynb #42ab728d
@@ -285,7 +287,7 @@ def _terminable() -> Iterator[None]:
 _ACTIVE: set[Watch] = set()  # over the kernels of this process's runs
 _TURNS: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
-# %% ../nbs/lib/24_runs.ipynb #fd8fafbe
+# %% ../nbs/lib/24_runs.ipynb #f594598a
 @dataclass
 class _Work:
     "A run at work."
@@ -298,8 +300,9 @@ class _Work:
     held: dict[str, str] = field(default_factory=dict)  # stage -> run that holds its artefacts
     done: dict[str, dict] = field(default_factory=dict)  # stage -> manifest
     steps: dict[str, Step] = field(default_factory=dict)  # stage -> as it was decided in the end
+    pages: list[Callable[[], None]] = field(default_factory=list)  # wait for the stages' pages
 
-# %% ../nbs/lib/24_runs.ipynb #57f0b9ae
+# %% ../nbs/lib/24_runs.ipynb #8e039f87
 @patch
 def carry_out(self: _Work, step: Step) -> tuple[Step, dict]:
     "Decide a step and, if need be, run it."
@@ -312,7 +315,7 @@ def carry_out(self: _Work, step: Step) -> tuple[Step, dict]:
         manifest = {"status": "interrupted", "duration_s": 0.0, "gates": [], "peak_memory_mb": 0.0}
         try:
             manifest = run_stage(step, self.run, self.plan, dict(self.held), partial(self.show.cell, step), self.manner.clock,
-                                 self.manner.limits, self.warm, _ACTIVE)
+                                 self.manner.limits, self.warm, _ACTIVE, self.pages)
         finally:
             self.show.end(step, manifest)
         return step, manifest
@@ -339,7 +342,7 @@ def note(self: _Work, step: Step, manifest: dict, began: float) -> str:
     _put_record(self.run, status=status, verdict=verdict, duration_s=round(time.perf_counter() - began, 3), sources=sources, steps=told)
     return status
 
-# %% ../nbs/lib/24_runs.ipynb #2aaf14a2
+# %% ../nbs/lib/24_runs.ipynb #cb27bf7c
 @patch
 def go(self: _Work) -> None:
     "Carry out the plan until it is done or something stops it."
@@ -358,6 +361,8 @@ def go(self: _Work) -> None:
                 del working[future]
                 if self.note(*future.result(), began) not in ("running", "finished", "gate failed"):
                     waiting.clear()
+    for page in self.pages:
+        page()
 
 # %% ../nbs/lib/24_runs.ipynb #cd8c51c1
 def end_kernels(
@@ -383,7 +388,7 @@ def _run_folder(plan: Plan, runs: Path, run_id: str | None, within: str | None, 
     (runs / run_id).mkdir(parents=True)
     return runs / run_id
 
-# %% ../nbs/lib/24_runs.ipynb #d1f689a1
+# %% ../nbs/lib/24_runs.ipynb #7f13305f
 @contextlib.contextmanager
 def _truthful(run: Path) -> Iterator[None]:
     "Put on record whatever ends a run from outside its stages, such as a full disk."
@@ -393,9 +398,12 @@ def _truthful(run: Path) -> Iterator[None]:
         status = "interrupted" if isinstance(e, KeyboardInterrupt) else "error"
         with contextlib.suppress(OSError):
             _put_record(run, status=status, verdict=f"The runner stopped: {type(e).__name__}: {e}")
+        if isinstance(e, OSError):
+            raise StageError(f"the run could not be written: {e.strerror or e}", got=e.filename,
+                             fix=f"see to the disk, then go on with `amhs run --resume {run.name}`") from e
         raise
 
-# %% ../nbs/lib/24_runs.ipynb #77405f5a
+# %% ../nbs/lib/24_runs.ipynb #02d7659e
 def run_pipeline(
     pipeline: str = "develop",  # a name in `PIPELINES`
     profile: str = "demo",  # smoke, demo or full
@@ -466,12 +474,12 @@ def rests_on(
         paths += [p for name in manifest["files"] for p in (outside_path(name), *outside_path(name).rglob("*"))]
     return paths
 
-# %% ../nbs/lib/24_runs.ipynb #e285f5c6
+# %% ../nbs/lib/24_runs.ipynb #3b8dad9c
 def _open_record(run: Path, plan: Plan, clock: Callable[[], datetime], between: tuple[str | None, str | None]) -> None:
     "Write a run's record as it begins."
     sources = {n: s for n, s in plan.sources.items() if s != run.name}
     earlier = read_json(run / "run.json")["sources"] if (run / "run.json").is_file() else {}
-    kept = {} if plan.within else {"between": between}
+    kept = {"lang": settings().lang} if plan.within else {"lang": settings().lang, "between": between}
     asked = {"run_id": run.name, "pipeline": plan.pipeline, "profile": plan.profile, "sets": plan.sets, "sources": earlier | sources}
     started = clock().astimezone().isoformat(timespec="milliseconds")
     _put_record(run, **asked, **kept, started=started, status="running", verdict="Just begun.", duration_s=0.0)

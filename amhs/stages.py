@@ -616,7 +616,7 @@ def _show_figures() -> None:
     if shell := ipython and ipython.get_ipython():
         shell.display_formatter.formatters["image/png"].for_type_by_name("matplotlib.figure", "Figure", _png)
 
-# %% ../nbs/lib/19_stages.ipynb #5db3d844
+# %% ../nbs/lib/19_stages.ipynb #6b8099c0
 def _opened(stage: Stage) -> tuple[Path, dict] | None:
     "The folder that `amhs open` made around the notebook at work, if it is one."
     folder = Path.cwd()
@@ -629,7 +629,7 @@ def _opened(stage: Stage) -> tuple[Path, dict] | None:
     for left in ("artefacts", "documents"):
         shutil.rmtree(folder / left, ignore_errors=True)
     (folder / "results.json").unlink(missing_ok=True)
-    return folder, given | {"started": local_now().isoformat()}
+    return folder, given | {"started": local_now().isoformat(), "lang": settings().lang}
 
 # %% ../nbs/lib/19_stages.ipynb #5735885b
 def begin(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HEAVY', 'serve', 'can_fork', 'Warm', 'start_warm', 'Forked']
 
-# %% ../nbs/lib/22_warm.ipynb #f136c00e
+# %% ../nbs/lib/22_warm.ipynb #f8ded50c
 import contextlib, importlib, json, os, selectors, signal, socket, subprocess, sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -13,9 +13,13 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-# %% ../nbs/lib/22_warm.ipynb #d6fb076d
-HEAVY = ("ipykernel.kernelapp", "ipykernel.ipkernel", "numpy", "pandas", "pyarrow.parquet", "xgboost", "sklearn.linear_model", "sklearn.pipeline",
-         "scipy.optimize", "matplotlib.backends.backend_agg", "amhs.develop", "amhs.plots", "amhs.quality", "amhs.stages")
+# %% ../nbs/lib/22_warm.ipynb #d2dd0ea3
+HEAVY = (
+    "ipykernel.kernelapp", "ipykernel.ipkernel", "ipykernel.debugger", "IPython.core.debugger", "IPython.core.completerlib",
+    "IPython.extensions.storemagic", "sqlite3", "tornado.platform.asyncio", "nbconvert.exporters.html", "numpy", "pandas",
+    "pyarrow.parquet", "xgboost", "sklearn.linear_model", "sklearn.pipeline", "scipy.optimize", "matplotlib.backends.backend_agg",
+    "amhs.develop", "amhs.plots", "amhs.quality", "amhs.stages", "amhs.reports",
+)
 
 # %% ../nbs/lib/22_warm.ipynb #fea19e1f
 def _preload(names: Iterable[str]) -> None:
@@ -42,9 +46,15 @@ def _become_kernel(request: dict, answer: socket.socket) -> None:
     answer.close()
     app.start()
 
-# %% ../nbs/lib/22_warm.ipynb #9fc2e041
+# %% ../nbs/lib/22_warm.ipynb #83690642
+def _call(request: dict) -> None:
+    "Call a function by name."
+    module, _, name = request["call"].partition(":")
+    getattr(importlib.import_module(module), name)(*request["args"])
+
+# %% ../nbs/lib/22_warm.ipynb #5d7c2b2f
 def _fork(request: dict, answer: socket.socket, ours: Iterable[int]) -> int:
-    "Fork a kernel; the child closes what belongs to the worker."
+    "Fork a kernel or a call; the child closes what belongs to the worker."
     if pid := os.fork():
         return pid
     code = 1
@@ -54,14 +64,14 @@ def _fork(request: dict, answer: socket.socket, ours: Iterable[int]) -> int:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        _become_kernel(request, answer)
+        _call(request) if "call" in request else _become_kernel(request, answer)
         code = 0
     except SystemExit as e:
         code = e.code if isinstance(e.code, int) else 1
     except BaseException:
         sys.excepthook(*sys.exc_info())
     finally:
-        os._exit(code)
+        os._exit(code or 0)
 
 # %% ../nbs/lib/22_warm.ipynb #0ec65494
 @dataclass
@@ -72,7 +82,7 @@ class _Worker:
     waiting: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
     kernels: dict[int, tuple[int, socket.socket]] = field(default_factory=dict)  # pidfd -> pid, whom to tell
 
-# %% ../nbs/lib/22_warm.ipynb #bf905a0b
+# %% ../nbs/lib/22_warm.ipynb #8921c3d3
 @patch
 def begin(self: _Worker) -> None:
     "Take a request and fork."
@@ -172,7 +182,7 @@ class Forked:
     stdout: None = None
     stderr: None = None
 
-# %% ../nbs/lib/22_warm.ipynb #18023e0a
+# %% ../nbs/lib/22_warm.ipynb #5f47212d
 @patch
 def fork_kernel(
     self: Warm,
@@ -182,14 +192,31 @@ def fork_kernel(
     env: dict[str, str],  # its environment
 ) -> Forked:  # ready to be spoken to
     "Fork a kernel; `OSError` if the worker cannot."
-    line = socket.socket(socket.AF_UNIX)
-    line.connect(self.address)
-    line.sendall(json.dumps({"connection_file": connection_file, "log": log, "cwd": cwd, "env": env}).encode() + b"\n")
+    line = self._ask({"connection_file": connection_file, "log": log, "cwd": cwd, "env": env})
     said = _heard(line)
     if "pid" not in said:
         line.close()
         raise OSError("the warm worker did not fork a kernel")
     return Forked(said["pid"], line)
+
+# %% ../nbs/lib/22_warm.ipynb #4eaaf915
+@patch
+def _ask(self: Warm, request: dict) -> socket.socket:
+    "Send the worker a request; the line on which it answers."
+    line = socket.socket(socket.AF_UNIX)
+    line.connect(self.address)
+    line.sendall(json.dumps(request).encode() + b"\n")
+    return line
+
+# %% ../nbs/lib/22_warm.ipynb #7892a1e1
+@patch
+def call(
+    self: Warm,
+    target: str,  # module:function
+    *args: str | int | float | None,  # what JSON can hold
+) -> Forked:  # to wait for
+    "Have a function called in a process of its own, without waiting."
+    return Forked(0, self._ask({"call": target, "args": args}))
 
 # %% ../nbs/lib/22_warm.ipynb #627efa37
 def _heard(line: socket.socket, flags: int = 0) -> dict:

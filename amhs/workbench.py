@@ -176,7 +176,11 @@ def clean_on_save(
     if model["type"] == "notebook" and path.lstrip("/").startswith("nbs/"):
         clean_notebook(model["content"], outputs=not path.lstrip("/").startswith("nbs/stages/"))
 
-# %% ../nbs/lib/24_workbench.ipynb #5f3a8861
+# %% ../nbs/lib/24_workbench.ipynb #be863dce
+_ARGUMENTS = ("--ContentsManager.pre_save_hook=amhs.workbench.clean_on_save", "--LabApp.news_url=None", "--LabApp.extension_manager=readonly",
+              "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate")
+
+# %% ../nbs/lib/24_workbench.ipynb #b1ff6743
 def lab_command(
     notebook: Path | None = None,  # the notebook to open; None: JupyterLab's own first page
     browser: bool = True,  # open a browser
@@ -186,8 +190,7 @@ def lab_command(
     root, runs = project_root(), settings().runs
     served = root if not notebook or notebook.is_relative_to(root) else runs
     page = f"/lab/tree/{quote(notebook.relative_to(served).as_posix())}" if notebook else "/lab"
-    hook = "--ContentsManager.pre_save_hook=amhs.workbench.clean_on_save"
-    return [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={served}", f"--LabApp.default_url={page}", hook,
+    return [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={served}", f"--LabApp.default_url={page}", *_ARGUMENTS,
             *([] if browser else ["--no-browser"]), *more]
 
 # %% ../nbs/lib/24_workbench.ipynb #ec1c89bd

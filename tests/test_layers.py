@@ -7,12 +7,12 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
-    {"core"}, {"answers"}, {"config"}, {"pages"}, {"telemetry"}, {"simulate", "quality", "features", "targets", "rules"}, {"model"},
+    {"core"}, {"answers"}, {"config"}, {"pages"}, {"documents"}, {"telemetry"}, {"simulate", "quality", "features", "targets", "rules"}, {"model"},
     {"evaluate", "plots"}, {"develop"}, {"registry", "store"}, {"package", "serve"}, {"monitor"}, {"retrain"},
     {"stages"}, {"provenance"}, {"plan"}, {"reports"}, {"warm"}, {"execute"}, {"runs"}, {"grids"}, {"cli"},
 ]
 HOMES = {"mlflow": {"registry"}, "papermill": {"execute"}, "matplotlib": {"plots"}, "bentoml": {"package"},
-         "sqlalchemy": {"store"}, "optuna": {"develop"}}
+         "sqlalchemy": {"store"}, "optuna": {"develop"}, "jinja2": {"documents"}}
 LEVEL = {module: i for i, layer in enumerate(LAYERS) for module in layer}
 
 

@@ -89,7 +89,7 @@ def test_manifest_tells_the_truth(house):
     assert manifest["outputs"]["model"]["sha256"] == sha256_tree(result.folder / "06_train" / "artefacts" / "model")
     made = read_json(result.folder / "04_data" / "manifest.json")["outputs"]
     assert manifest["inputs"]["data"]["artefacts"] == made
-    assert manifest["code"]["modules"].keys() == {"stages", "pages", "config", "core"}
+    assert manifest["code"]["modules"].keys() == {"stages", "documents", "pages", "config", "core"}
     assert manifest["code"]["modules"]["core"] == sha256_tree(Path(runs.__file__).with_name("core.py"))
     assert manifest["metrics"]["seed_seen"]["value"] == manifest["seed"] == manifest["parameters"]["seed"]
     assert manifest["peak_memory_mb"] > 20 and 0.1 < manifest["duration_s"] < 120
@@ -291,7 +291,7 @@ def test_status_is_what_happened(toy, code, status, said):
 
 def test_what_was_declared_must_be_handed_over(toy):
     _, manifest, _ = one(toy, "run.output = lambda name: run.folder / 'elsewhere'")
-    assert "did not hand over artefact business.json" in manifest["error"]["message"]
+    assert "did not hand over artefact scope.json, artefact criteria.json" in manifest["error"]["message"]
 
 
 # --- crashes, signals, several at once -------------------------------------------------------------------------------
@@ -406,7 +406,7 @@ def test_a_stage_reads_and_writes_only_what_the_table_says(house):
     with pytest.raises(StageError, match="declares no such artefact"):
         train.output("poc_model")
     with pytest.raises(StageError, match="declares no such document"):
-        train.document("feasibility", "", "text")
+        train.document("feasibility")
 
 
 @pytest.mark.parametrize(("value", "op", "limit", "passed"), [

@@ -1,0 +1,185 @@
+"""Stages that misbehave: each ends in a true status, harms nothing beside it, and leaves a project that can run."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+from toy_project import make_project, write_stage
+
+from amhs import runs, stages, warm
+from amhs.core import StageError, read_json
+from amhs.execute import Limits, run_stage
+from amhs.plan import plan_run
+
+QUIET = runs.Manner(fast=False, show=runs.Reporter(lambda line: None))
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    for key in ("AMHS_RUNS", "AMHS_DATA", "AMHS_PARAMS", "AMHS_SITES", "AMHS_LANG"):
+        monkeypatch.delenv(key, raising=False)
+    monkeypatch.setenv("AMHS_ROOT", str(tmp_path))
+    return make_project(tmp_path)
+
+
+def one(toy, extra, limits=None, **kw):
+    """Run one stage whose extra cell holds this code; its manifest and folder."""
+    write_stage(toy, "business", extra)
+    result = runs.run_pipeline(last="business", manner=replace(QUIET, limits=limits or Limits()), **kw)
+    return result.manifests[0], result.folder / "01_business"
+
+
+def test_a_stage_that_eats_memory_is_ended_and_says_so(toy):
+    hog = "import time\nhog = bytearray(600_000_000)\nfor i in range(0, len(hog), 4096): hog[i] = 1\ntime.sleep(60)"
+    manifest, folder = one(toy, hog, Limits(memory_mb=400))
+    assert manifest["status"] == "out of memory" and "more than its limit of 400 MB" in manifest["error"]["message"]
+    assert manifest["error"]["cell_id"] == "extra" and (folder / "notebook.html").is_file()
+
+
+def test_memory_that_cannot_be_had_is_out_of_memory(toy):
+    manifest, _ = one(toy, "raise MemoryError('no more')")
+    assert (manifest["status"], manifest["error"]["cell_id"]) == ("out of memory", "extra")
+
+
+def test_a_flood_of_output_is_cut(toy):
+    manifest, folder = one(toy, "print('x' * 100_000_000)\nfor i in range(3): print('y' * 500_000)")
+    assert manifest["status"] == "finished"
+    assert (folder / "notebook.ipynb").stat().st_size < 3_000_000
+    assert "output cut here: this cell showed more than 1,000,000 bytes" in (folder / "notebook.html").read_text()
+
+
+def test_children_do_not_outlive_the_stage(toy):
+    manifest, _ = one(toy, "import subprocess\nchild = subprocess.Popen(['sleep', '600'])\nrun.metric('child', child.pid)")
+    pid = manifest["metrics"]["child"]["value"]
+    assert manifest["status"] == "finished"
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+SECRET = "hunter2-and-more"
+
+
+def holders(folder: Path) -> list[Path]:
+    return [p for p in folder.rglob("*") if p.is_file() and SECRET.encode() in p.read_bytes()]
+
+
+def test_a_secret_reaches_the_stage_and_no_file_of_the_run(toy, monkeypatch):
+    monkeypatch.setenv("TOKEN", SECRET)
+    show = "import sys\ntoken = run.secret(run.params.scenario)\nassert len(token) == 16\nprint(token); print(token, file=sys.stderr)\ntoken"
+    manifest, folder = one(toy, show, sets={"business.scenario": "env:TOKEN"})
+    assert manifest["status"] == "finished" and holders(folder.parent.parent) == []
+    assert "[secret env:TOKEN]" in (folder / "notebook.html").read_text()
+    manifest, folder = one(toy, show + "\nraise ValueError(token)", sets={"business.scenario": "env:TOKEN"})
+    assert manifest["status"] == "error" and holders(folder.parent.parent) == []
+    assert "[secret env:TOKEN]" in manifest["error"]["message"]
+
+
+def test_a_secret_in_an_artefact_fails_the_stage(toy, monkeypatch):
+    (toy / "token.txt").write_text(SECRET + "\n")
+    leak = "token = run.secret(run.params.scenario)\n(run.folder / 'artefacts').mkdir(exist_ok=True)\n(run.folder / 'artefacts' / 'x').write_text(token)"
+    manifest, folder = one(toy, leak, sets={"business.scenario": f"file:{toy / 'token.txt'}"})
+    assert (manifest["status"], manifest["error"]["name"]) == ("error", "secret written")
+    assert holders(folder.parent.parent) == [] and manifest["outputs"] == {}
+
+
+def test_a_secret_that_is_not_there_is_named(toy):
+    manifest, _ = one(toy, "run.secret(run.params.scenario)", sets={"business.scenario": "env:AMHS_NO_SUCH"})
+    assert "AMHS_NO_SUCH" in manifest["error"]["message"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("mount"), reason="mounting a small file system needs root")
+def test_a_full_disk_leaves_the_truth_and_the_next_run_works(toy):
+    (toy / "runs").mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", toy / "runs"]).returncode:
+        pytest.skip("this system lets nobody mount a file system")
+    try:
+        write_stage(toy, "business", "(run.folder / 'big').write_bytes(b'0' * 3_000_000)")
+        with pytest.raises(StageError, match="No space left.*amhs run --resume full"):
+            runs.run_pipeline(last="business", run_id="full", manner=QUIET)
+        assert read_json(toy / "runs/full/run.json")["status"] == "error"
+        write_stage(toy, "business")
+        assert runs.run_pipeline(last="business", run_id="after", manner=QUIET).status == "finished"
+    finally:
+        subprocess.run(["umount", toy / "runs"], check=True)
+
+
+# --- the warm worker ----------------------------------------------------------------------------------------------------
+
+
+def told(folder: Path) -> list:
+    """What an executed notebook says, without the times."""
+    keys = ("output_type", "name", "text", "data", "ename", "evalue")
+    return [(c["id"], "".join(c["source"]), c.get("execution_count"), [{k: o[k] for k in keys if k in o} for o in c.get("outputs", [])])
+            for c in read_json(folder / "notebook.ipynb")["cells"]]
+
+
+@pytest.mark.skipif(not warm.can_fork(), reason="this system does not fork")
+def test_a_forked_kernel_leaves_the_same_notebook(toy):
+    shows = "import pandas as pd, sys\nprint('out'); print('err', file=sys.stderr)\ndisplay(pd.DataFrame({'a': [1, 2]}))\n3 * 4"
+    apart, folder = one(toy, shows, run_id="apart")
+    fast = runs.run_pipeline(last="business", run_id="fast", forced=True, manner=replace(QUIET, fast=True))
+    assert (apart["status"], fast.status) == ("finished", "finished")
+    assert told(folder) == told(fast.folder / "01_business")
+    assert apart["outputs"] == fast.manifests[0]["outputs"] and (fast.folder / "01_business" / "notebook.html").is_file()
+
+
+@pytest.mark.skipif(not warm.can_fork(), reason="this system does not fork")
+@pytest.mark.parametrize(("code", "status", "said"), [
+    ("1 / 0", "error", "ZeroDivisionError"),
+    ("import os; os._exit(3)", "dead kernel", "exit code 3"),
+    ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "dead kernel", "SIGKILL"),
+    ("import time; time.sleep(60)", "timed out", "longer than the time-out"),
+])
+def test_a_forked_kernel_ends_in_the_same_ways(worker, toy, code, status, said):
+    write_stage(toy, "business", code)
+    (toy / "runs" / "r").mkdir(parents=True)
+    plan = plan_run(last="business")
+    manifest = run_stage(plan.steps[0], toy / "runs" / "r", plan, {}, limits=Limits(cell_timeout_s=4), warm=worker)
+    assert manifest["status"] == status and said in f"{manifest['error']['name']}: {manifest['error']['message']}"
+
+
+@pytest.fixture(scope="module")
+def worker():
+    with runs.warm_worker(runs.Manner()) as found:
+        yield found
+
+
+@pytest.mark.skipif(not warm.can_fork(), reason="this system does not fork")
+def test_without_its_worker_a_kernel_starts_by_itself(toy):
+    write_stage(toy, "business")
+    (toy / "runs" / "r").mkdir(parents=True)
+    plan = plan_run(last="business")
+    with tempfile.TemporaryDirectory() as folder:
+        dead = warm.start_warm(folder)
+        dead.process.kill()
+        dead.process.wait()
+        manifest = run_stage(plan.steps[0], toy / "runs" / "r", plan, {}, warm=dead)
+    assert manifest["status"] == "finished" and (toy / "runs/r/01_business/notebook.html").is_file()
+
+
+@pytest.mark.skipif(not warm.can_fork(), reason="this system does not fork")
+def test_kernels_and_worker_go_with_a_killed_runner(toy):
+    write_stage(toy, "business", "import os, time\n(stages.project_root() / 'reached').write_text(f'{os.getpid()} {os.getppid()}')\ntime.sleep(120)")
+    runner = subprocess.Popen([shutil.which("amhs") or str(Path(os.sys.executable).with_name("amhs")), "run", "--to", "business"], cwd=toy,
+                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    end = time.time() + 60
+    while not (toy / "reached").exists() or not (toy / "reached").read_text():
+        assert time.time() < end and runner.poll() is None
+        time.sleep(0.1)
+    pids = [int(p) for p in (toy / "reached").read_text().split()]
+    runner.send_signal(signal.SIGKILL)
+    runner.wait()
+    while any(psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE for p in pids):
+        assert time.time() < end, "a kernel or the worker outlived the runner"
+        time.sleep(0.1)
+    write_stage(toy, "business")
+    assert runs.run_pipeline(last="business", manner=QUIET).status == "finished"
+    killed = [r for r in stages.list_runs() if read_json(r / "run.json")["status"] == "killed"]
+    assert len(killed) == 1 and json.loads((killed[0] / "01_business/manifest.json").read_text())["status"] == "killed"
