@@ -27,17 +27,19 @@ run: $(READY)  ## the whole development pipeline, demo size, then the report to 
 	$(BIN)/amhs run develop --profile demo
 
 test: $(READY)  ## all tests but the long ones (at most 15 minutes on 2 cores)
+	@bash scripts/system-packages.sh
 	$(BIN)/python -m pytest -m "not full"
 
 test-full: $(READY)  ## the long tests too
+	@bash scripts/system-packages.sh
 	$(BIN)/python -m pytest
 
-lab: $(READY)  ## JupyterLab, started from the project root
-	$(BIN)/jupyter lab --notebook-dir=.
+lab: $(READY)  ## JupyterLab, saving notebooks clean (more for it: make lab ARGS="--port=9000")
+	$(BIN)/amhs lab -- $(ARGS)
 
-export: $(READY)  ## nbs/lib -> amhs, and refuse if that leaves notebooks unclean
+export: $(READY)  ## nbs/lib -> amhs, notebooks cleaned
 	$(BIN)/nbdev-export
-	$(BIN)/nbdev-clean --fname nbs/lib
+	$(BIN)/nbdev-clean --fname nbs
 
 readme: $(READY)  ## nbs/index.ipynb -> README.md
 	$(BIN)/jupyter nbconvert --log-level WARN --to markdown --no-input --output-dir . --output README nbs/index.ipynb

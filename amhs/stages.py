@@ -8,7 +8,7 @@ __all__ = ['STAGES', 'PIPELINES', 'GOOD', 'Deliverable', 'Stage', 'find_stage', 
            'list_runs', 'stage_home', 'find_sources', 'next_confirmed', 'identify', 'is_intact', 'verified_outputs',
            'StageRun', 'outside_name', 'outside_path', 'check_templates', 'begin']
 
-# %% ../nbs/lib/19_stages.ipynb #2796a89c
+# %% ../nbs/lib/19_stages.ipynb #74b143ae
 import ast, contextlib, fcntl, io, json, operator, os, re, shutil, sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ from .config import PARAMS, StageParams, checked, languages, load_params, settin
 from amhs.core import (
     InputError, ParameterError, StageError, nearest, project_root, read_json, reveal, sha256_tree, write_json,
 )
-from .documents import placeholders, render, save_figures, template_files
+from .documents import DOCUMENT_CSS, placeholders, render, save_figures, template_files
 from .pages import embed_pictures, markdown_html, page, plain
 
 # %% ../nbs/lib/19_stages.ipynb #e89cfdb1
@@ -106,12 +106,14 @@ def _named(what: Stage | Deliverable, lang: str | None) -> str:
     "The title of a stage or document in a language; in both, if none is given."
     return {"en": what.title, "ko": what.title_ko}.get(lang, f"{what.title} ({what.title_ko})")
 
-# %% ../nbs/lib/19_stages.ipynb #27ad7f1c
+# %% ../nbs/lib/19_stages.ipynb #9811e63f
 def _stage_row(stage: Stage, lang: str | None) -> dict[str, str]:
-    "A stage as one line for people."
+    "A stage as one line for people; in a document, names that are code look like code."
+    def code(*names): return ", ".join(f"`{n}`" if lang else n for n in names)
+
     owed = [_named(d, lang) for d in stage.deliverables]
-    return {"#": stage.number, "stage": stage.name, "title": _named(stage, lang),
-            "reads": ", ".join(stage.inputs), "writes": ", ".join((*stage.outputs, *stage.optional)),
+    return {"#": stage.number, "stage": code(stage.name), "title": _named(stage, lang),
+            "reads": code(*stage.inputs), "writes": code(*stage.outputs, *stage.optional),
             "documents": ", ".join(owed), "gate fails": f"back to {stage.reenter}" if stage.reenter else "on record"}
 
 # %% ../nbs/lib/19_stages.ipynb #e6fa3a5e
@@ -498,14 +500,14 @@ def _head(self: StageRun, owed: Deliverable) -> dict[str, str]:
     return {"title": owed.title, "title_ko": owed.title_ko, "number": self.stage.number, "stage": self.stage.title,
             "stage_ko": self.stage.title_ko, "run_id": self.run_id, "started": self.started[:16].replace("T", " ")}
 
-# %% ../nbs/lib/19_stages.ipynb #b9ebd061
+# %% ../nbs/lib/19_stages.ipynb #6041f34a
 @patch
 def _write_document(self: StageRun, owed: Deliverable, lang: str, blocks: Mapping[str, Any], file: str) -> dict:
     "Write one language of a document; its page and pictures."
     text = render(owed.name, lang, blocks, self._head(owed))
     path = self.folder / "documents" / file
     path.with_name(f"{file}.md").write_text(text, encoding="utf-8")
-    html = page(_named(owed, lang), embed_pictures(markdown_html(text), path.parent), lang=lang)
+    html = page(_named(owed, lang), embed_pictures(markdown_html(text), path.parent), DOCUMENT_CSS, lang)
     path.with_name(f"{file}.html").write_text(html, encoding="utf-8")
     return {"page": f"{file}.html", "figures": re.findall(r"\]\(([\w.-]+\.png)\)", text)}
 
