@@ -53,30 +53,30 @@ def _pairs(stage: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[F
     "Facts of two mappings by name."
     return (Fact(stage, n, a.get(n), b.get(n)) for n in dict.fromkeys([*a, *b]))
 
-# %% ../nbs/lib/22_compare.ipynb #8a09e9b8
+# %% ../nbs/lib/22_compare.ipynb #93012b0c
 def _merged(facts: Iterable[Fact]) -> list[Fact]:
     "Facts that say the same of several stages, in one line."
     found: dict[tuple, list[str]] = {}
     for fact in facts:
         found.setdefault(fact[1:], []).append(fact.stages)
-    return [Fact(", ".join(stages), *said) for said, stages in found.items()]
+    return [Fact(", ".join(stages[:3]) + (f" and {len(stages) - 3} more" if len(stages) > 3 else ""), *said) for said, stages in found.items()]
 
-# %% ../nbs/lib/22_compare.ipynb #8824fe3b
-def _parameters(side: Side, stage: str | None) -> dict[str, Any]:
-    "What was asked for: of the run, or of a stage."
-    return {k: side.record[k] for k in ("pipeline", "profile")} if stage is None else side.found.get(stage, {}).get("parameters", {})
+# %% ../nbs/lib/22_compare.ipynb #74ec289a
+def _endings(a: Side, b: Side) -> Iterator[Fact]:
+    "How the stages ended, also those that only one of the runs has."
+    for name in dict.fromkeys([*PIPELINES[a.record["pipeline"]], *PIPELINES[b.record["pipeline"]]]):
+        if name in a.found or name in b.found:
+            yield Fact(name, "ended", *(s.found[name]["status"] if name in s.found else None for s in (a, b)))
 
-# %% ../nbs/lib/22_compare.ipynb #096c3051
+# %% ../nbs/lib/22_compare.ipynb #0eb2c8f5
 def _gates(manifest: Mapping) -> dict[str, str]:
     "Gates in words."
     return {g["name"]: f"{'pass' if g['passed'] else 'FAIL'}: {cell_text(g['value'])}, asked {g['op']} {cell_text(g['limit'])}"
-            for g in manifest.get("gates", ())}
+            for g in manifest["gates"]}
 
-# %% ../nbs/lib/22_compare.ipynb #ca15da11
+# %% ../nbs/lib/22_compare.ipynb #fbdb410a
 def _origin(manifest: Mapping) -> dict[str, str]:
     "Code, data and environment of a stage."
-    if not manifest:
-        return {}
     code, env = manifest["code"], manifest["environment"]
     found = {"code": commit_text(manifest), f"notebook {manifest['number']}": code["notebook_sha256"][:12]}
     found |= {f"amhs/{n}.py": sha[:12] for n, sha in code["modules"].items()}
@@ -113,11 +113,9 @@ def _cell(cell: Mapping) -> Cell:
     texts = [_said(o) for o in outputs if "image/png" not in o.get("data", {})]
     return Cell(cell["source"], _NOISE.sub("", "\n".join(t.rstrip("\n") for t in texts)), figures)
 
-# %% ../nbs/lib/22_compare.ipynb #df74d671
+# %% ../nbs/lib/22_compare.ipynb #2b4f6e72
 def _cells(side: Side, stage: str) -> dict[str, Cell]:
     "The cells of a stage's executed notebook by their ids."
-    if stage not in side.found:
-        return {}
     nb = side.homes[stage] / find_stage(stage).folder / "notebook.ipynb"
     cells = read_cells(nb) if nb.is_file() else []
     return {c["id"]: _cell(c) for c in cells if c["id"] not in ("injected-parameters", "parameters-table")}
@@ -131,32 +129,47 @@ def _aligned(a: Iterable[str], b: Iterable[str]) -> list[str]:
             order.insert(order.index(before) + 1 if before in order else 0, name)
     return order
 
-# %% ../nbs/lib/22_compare.ipynb #82b79579
+# %% ../nbs/lib/22_compare.ipynb #a8c8f061
+def _recognised(a: Mapping[str, Cell], b: Mapping[str, Cell]) -> dict[str, str]:
+    "Ids of A that B does not have -> ids of B that A does not have, with much the same source."
+    free, found = [n for n in b if n not in a], {}
+    for name in (n for n in a if n not in b):
+        like = max(free, key=lambda n: SequenceMatcher(None, a[name].source, b[n].source).ratio(), default=None)
+        if like and SequenceMatcher(None, a[name].source, b[like].source).ratio() > 0.7:
+            found[name] = like
+            free.remove(like)
+    return found
+
+# %% ../nbs/lib/22_compare.ipynb #7d1d1b9a
+def _paired(a: Mapping[str, Cell], b: Mapping[str, Cell]) -> dict[str, tuple[Cell | None, Cell | None]]:
+    "Cells of both by id, in order."
+    renamed = _recognised(a, b)
+    a = {renamed.get(n, n): cell for n, cell in a.items()}
+    return {n: (a.get(n), b.get(n)) for n in _aligned(a, b)}
+
+# %% ../nbs/lib/22_compare.ipynb #c306410c
 @dataclass(frozen=True)
 class Comparison:
     "Two runs, fact by fact and cell by cell."
 
     a: Side
     b: Side
-    facts: dict[str, list[Fact]]  # of parameters, gates, metrics, provenance
+    facts: dict[str, list[Fact]]  # of stages, parameters, gates, metrics, provenance
     cells: dict[str, dict[str, tuple[Cell | None, Cell | None]]]  # stage -> cell id -> that cell in A and in B
 
-# %% ../nbs/lib/22_compare.ipynb #d1a20c45
+# %% ../nbs/lib/22_compare.ipynb #45ed32ad
 def compare_runs(
     a: Path | str,  # a run's folder
     b: Path | str,  # another's
 ) -> Comparison:  # everything they have, alike or not
     "Compare two runs."
     a, b = read_side(a), read_side(b)
-    stages = [n for n in dict.fromkeys([*PIPELINES[a.record["pipeline"]], *PIPELINES[b.record["pipeline"]]]) if n in a.found or n in b.found]
-    both = [(n, a.found.get(n, {}), b.found.get(n, {})) for n in stages]
-    def told(of): return [f for n, x, y in both for f in _pairs(n, of(x), of(y))]
-    facts = {"parameters": [*_pairs("run", _parameters(a, None), _parameters(b, None)),
-                            *(f for n in stages for f in _pairs(n, _parameters(a, n), _parameters(b, n)))],
-             "gates": told(_gates), "metrics": told(lambda m: {n: x["value"] for n, x in m.get("metrics", {}).items()}),
-             "provenance": _merged(told(_origin))}
-    cells = {n: (_cells(a, n), _cells(b, n)) for n in stages}
-    return Comparison(a, b, facts, {n: {i: (x.get(i), y.get(i)) for i in _aligned(x, y)} for n, (x, y) in cells.items()})
+    both = [n for n in a.found if n in b.found]
+    def told(of): return [f for n in both for f in _pairs(n, of(a.found[n]), of(b.found[n]))]
+    asked = _pairs("run", *({k: s.record[k] for k in ("pipeline", "profile")} for s in (a, b)))
+    facts = {"stages": list(_endings(a, b)), "parameters": [*asked, *told(lambda m: m["parameters"])], "gates": told(_gates),
+             "metrics": told(lambda m: {n: x["value"] for n, x in m["metrics"].items()}), "provenance": _merged(told(_origin))}
+    return Comparison(a, b, facts, {n: _paired(_cells(a, n), _cells(b, n)) for n in both})
 
 # %% ../nbs/lib/22_compare.ipynb #3c43d916
 def differing(
@@ -180,11 +193,11 @@ def _change(fact: Fact) -> str:
     share = f" ({(fact.b - fact.a) / abs(fact.a):+.1%})" if fact.a else ""
     return f"{fact.b - fact.a:+.4g}{share}"
 
-# %% ../nbs/lib/22_compare.ipynb #35c73875
+# %% ../nbs/lib/22_compare.ipynb #d8627bb2
 def _line(kind: str, facts: list[Fact], most: int = 4) -> str:
     "How many facts of a kind differ, and the first of them."
     other = differing(facts)
-    words = [f"{f.stages if ',' not in f.stages else '*'}.{f.name} {cell_text(f.a)} → {cell_text(f.b)}" for f in other[:most]]
+    words = [f"{f.stages} {f.name} {cell_text(f.a)} → {cell_text(f.b)}" for f in other[:most]]
     more = [f"and {len(other) - most} more"] if len(other) > most else []
     return f"{kind:<11} {len(other)} of {len(facts)} differ" + (": " + "; ".join(words + more) if words else "")
 
@@ -199,7 +212,7 @@ def comparison_text(
     return "\n".join([f"A {found.a.run.name}: {found.a.record['status']}", f"B {found.b.run.name}: {found.b.record['status']}", *lines,
                       f"{'cells':<11} {sum(s for _, s, _ in cells)} of {sum(e for _, _, e in cells)} differ" + (f": {other}" if other else "")])
 
-# %% ../nbs/lib/22_compare.ipynb #bc014cc6
+# %% ../nbs/lib/22_compare.ipynb #c24d5149
 _CSS = """
 main { max-width: 84rem }  .sides { display: grid; grid-template-columns: 1fr 1fr; gap: 1rem }
 .sides > div { min-width: 0; border: 1px solid var(--line); border-radius: 8px; padding: .6rem .9rem; background: var(--card) }
@@ -209,7 +222,7 @@ main { max-width: 84rem }  .sides { display: grid; grid-template-columns: 1fr 1f
 .diff .was { background: var(--badbg) }  .diff .is { background: var(--goodbg) }  .diff .gap { color: var(--soft); text-align: center }
 .diff mark { background: none; color: inherit; font-weight: 700; text-decoration: underline }
 .cell { margin: 1rem 0; padding-left: .9rem; border-left: 3px solid var(--line) }  .cell h4 { margin: 0 0 .3em; font-weight: 500; color: var(--soft) }
-td.soft { color: var(--soft) }  ul.counts { padding-left: 1.1rem }
+td.soft { color: var(--soft) }  ul.counts { display: flex; flex-wrap: wrap; gap: .2rem 1.4rem; list-style: none; padding: 0; margin: 1rem 0 }
 @media (max-width: 40rem) { .sides { grid-template-columns: 1fr } }
 """
 
@@ -284,7 +297,7 @@ def _stage_words(found: Comparison, stage: str) -> str:
         return f"{manifest['status']}, {spent(manifest['duration_s'])}" + (f", from run {home}" if home != side.run.name else "")
     return " → ".join(words(s) for s in (found.a, found.b))
 
-# %% ../nbs/lib/22_compare.ipynb #b20e728c
+# %% ../nbs/lib/22_compare.ipynb #5c13b175
 def _stage_section(found: Comparison, stage: str) -> str:
     "The cells of a stage that differ, then how many do not."
     cells, other, row = found.cells[stage], differing_cells(found.cells[stage]), find_stage(stage)
@@ -292,18 +305,21 @@ def _stage_section(found: Comparison, stage: str) -> str:
     said = tag("p", f"{len(other)} of {len(cells)} cells differ · ", html.escape(_stage_words(found, stage)), " · ",
                _stage_links(found, stage), class_="soft")
     blocks = [_cell_html(i, *cells[i], _stage_links(found, stage, f"#cell-id={i}")) for i in other]
-    return tag("section", tag("h2", title), said, *blocks, id=stage)
+    alike = [(i, (b.source.splitlines() or [""])[0][:100]) for i, (_, b) in cells.items() if i not in other]
+    rest = folded(f"{len(alike)} cells the same", ("cell", "begins with"), alike)
+    return tag("section", tag("h2", title), said, *blocks, rest, id=stage)
 
-# %% ../nbs/lib/22_compare.ipynb #7bb7d2b7
-def _fact_cells(fact: Fact) -> tuple[str, ...]:
+# %% ../nbs/lib/22_compare.ipynb #45249f6b
+def _fact_cells(fact: Fact) -> list[str]:
     "A fact as plain cells."
-    return fact.stages, fact.name, *("not there" if v is None else cell_text(v) for v in fact[2:]), _change(fact)
+    return [fact.stages, fact.name, *("not there" if v is None else cell_text(v) for v in fact[2:]), _change(fact)]
 
-# %% ../nbs/lib/22_compare.ipynb #ef9194aa
+# %% ../nbs/lib/22_compare.ipynb #dc4891c1
 def _facts_section(kind: str, facts: list[Fact]) -> str:
     "Facts of a kind: those that differ, then the others folded."
-    other, heads = differing(facts), ("stage", "what", "A", "B", "difference")
-    rows = [[html.escape(c) for c in _fact_cells(f)] for f in other]
+    other = differing(facts)
+    heads = ("stage", "what", "A", "B", "difference")[:5 if any(map(_change, other)) else 4]
+    rows = [[html.escape(c) for c in _fact_cells(f)[:len(heads)]] for f in other]
     alike = [_fact_cells(f)[:3] for f in facts if f.a == f.b]
     table = html_table(heads, rows) if rows else ""
     return tag("section", tag("h2", f"{kind.capitalize()}: {len(other)} of {len(facts)} differ"), table,

@@ -99,7 +99,7 @@ def outside_files(
         return [site_path(scope.site)]
     return [site_path(scope.site), source, *sorted(p for p in source.rglob("*") if p.is_file())]
 
-# %% ../nbs/lib/11_develop.ipynb #c559a8bf
+# %% ../nbs/lib/11_develop.ipynb #32c6466a
 def scope_table(
     scope: Scope,  # from stage 01
 ) -> pd.DataFrame:  # one row per fact: what, value
@@ -108,7 +108,7 @@ def scope_table(
     source = f"{scope.source}, scenario {scope.scenario}" if scope.source == "simulate" else scope.source
     facts = {
         "site": f"{site.name} ({site.timezone})", "line": scope.line or "all lines", "telemetry": source,
-        "history": f"{scope.days} days", "target": "hub_jobs, jobs queued at the hub",
+        "history": f"{scope.days} days", "forecast target": "hub_jobs, jobs queued at the hub",
         "horizons": ", ".join(f"{h} min" for h in HORIZONS_MIN),
         "event": f"hub_jobs above {site.thresholds.surge_level:g} for at least {site.alarms.min_duration} min",
         "an alarm counts": f"up to {site.alarms.max_lead} min before the event",

@@ -495,12 +495,14 @@ def _filters(records: list[dict]) -> str:
              tag("span", **{"data-count": ""})]
     return f"<form hidden>{''.join(parts)}</form>"
 
-# %% ../nbs/lib/22_reports.ipynb #b6782ba4
+# %% ../nbs/lib/22_reports.ipynb #8d8d1a87
 def index_page(
     runs: Path | str,  # the folder of all runs
+    only: Iterable[str] | None = None,  # ids to list; None: all runs, and the comparisons made of them
 ) -> str:  # HTML that needs nothing else
     "The list of all runs, newest first."
-    records, compared = run_records(runs), sorted(Path(runs).glob("compare-*.html"))
+    records = [r for r in run_records(runs) if only is None or r["run_id"] in only]
+    compared = sorted(Path(runs).glob("compare-*.html")) if only is None else []
     names = ("began", "run", "pipeline", "profile", "status", "verdict", "line", "headline", "took")
     heads = tag("tr", *(tag("th", tag("button", n, type="button")) for n in names))
     table = tag("table", tag("thead", heads), tag("tbody", *map(_index_row, records)))

@@ -19,12 +19,14 @@ def _cell(kind: str, ident: str, source: str, tags=()) -> dict:
 def _hand_over(name: str) -> str:
     stage = find_stage(name)
     lines = [f"run.output({o!r}).write_text('{name} {o} ' + str(run.seed))" for o in stage.outputs]
-    lines += [f"run.document({d.name!r}, '', 'The **word** on {d.title}.', (figure, 'Jobs at the hub'))" for d in stage.deliverables]
+    lines += [f"run.document({d.name!r}, **{{p: figure for p in placeholders({d.name!r}, 'en')}})" for d in stage.deliverables]
     lines += [f"run.gate({g!r}, 1.0, 0.5, why='a toy')" for g in stage.gates]
     return "\n".join(lines)
 
 
-FIGURE = """class figure:
+FIGURE = """from amhs.documents import placeholders
+
+class figure:
     def savefig(path, **kw):
         import base64
         path.write_bytes(base64.b64decode('iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=='))"""
