@@ -152,11 +152,11 @@ def test_run_page_says_what_a_reviewer_needs(house):
 
 
 def test_from_takes_earlier_artefacts_from_the_newest_good_run(toy):
-    part = run("train", "evaluate", run_id="part")
+    part = run("train", "evaluate", run_id="part", forced=True)
     assert part.status == "finished"
     assert read_json(part.folder / "run.json")["sources"] == {"business": "whole", "data": "whole", "develop": "whole"}
     assert part.manifests[0]["inputs"]["data"]["run_id"] == "whole" and part.manifests[1]["inputs"]["train"]["run_id"] == "part"
-    again = run("evaluate", run_id="again")
+    again = run("evaluate", run_id="again", forced=True)
     assert again.manifests[0]["inputs"]["train"]["run_id"] == "part", "a run's trail leads through the run it took inputs from"
     assert again.manifests[0]["inputs"]["data"]["run_id"] == "whole"
     assert "../whole/index.html" in (part.folder / "index.html").read_text()
@@ -334,7 +334,7 @@ def gone(pid, within_s=20):
 def test_kill_9_leaves_the_old_artefact_or_none_and_the_next_run_recovers(toy):
     write_stage(toy, "evaluate", HALF)
     old = sha256_tree(toy / "runs/whole/07_evaluate")
-    process, kernel = begin_and_hang(toy, "--run", "whole", "--from", "evaluate")
+    process, kernel = begin_and_hang(toy, "--resume", "whole", "--from", "evaluate")
     process.kill(), process.communicate()
     assert sha256_tree(toy / "runs/whole/07_evaluate") == old
     process, kernel = begin_and_hang(toy, "--run-id", "new", "--from", "evaluate")
