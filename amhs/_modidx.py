@@ -59,6 +59,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                           'amhs.cli.runs_export': ('lib/cli.html#runs_export', 'amhs/cli.py'),
                           'amhs.cli.runs_gc': ('lib/cli.html#runs_gc', 'amhs/cli.py'),
                           'amhs.cli.runs_ls': ('lib/cli.html#runs_ls', 'amhs/cli.py'),
+                          'amhs.cli.runs_reproduce': ('lib/cli.html#runs_reproduce', 'amhs/cli.py'),
                           'amhs.cli.runs_show': ('lib/cli.html#runs_show', 'amhs/cli.py'),
                           'amhs.cli.show_table': ('lib/cli.html#show_table', 'amhs/cli.py'),
                           'amhs.cli.simulate': ('lib/cli.html#simulate', 'amhs/cli.py'),

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['app', 'runs_app', 'CHECKS', 'papermill_habits', 'main', 'show_table', 'parse_assignments', 'run', 'simulate',
            'import_', 'stages', 'report', 'lab', 'open_', 'runs_ls', 'runs_show', 'runs_compare', 'runs_gc',
-           'runs_export', 'Check', 'check_python', 'check_packages', 'check_library', 'check_stages', 'check_folders',
-           'check_kernel', 'check_machine', 'check_gpu', 'doctor']
+           'runs_export', 'runs_reproduce', 'Check', 'check_python', 'check_packages', 'check_library', 'check_stages',
+           'check_folders', 'check_kernel', 'check_machine', 'check_gpu', 'doctor']
 
 # %% ../nbs/lib/25_cli.ipynb #9d0bc9e9
 import os, sys
@@ -438,6 +438,19 @@ def runs_export(
     run = find_run(run_id)
     made = export_run(run, out or Path.cwd() / f"{run.name}.zip", with_artefacts)
     print(f"Written: {short_path(made.resolve())} ({sized(made.stat().st_size)}); unpack it and open {run.name}/index.html")
+
+# %% ../nbs/lib/25_cli.ipynb #95b76782
+@runs_app.command("reproduce")
+def runs_reproduce(
+    run_id: Annotated[str, _RUN],  # of `runs/`
+    isolated: Annotated[bool, _ISOLATED] = False,  # slower; nothing shared
+) -> None:
+    "Execute a run again from its record; say what is the same to the bit, what differs, and why."
+    from amhs.reproduce import reproduce, reproduction_text
+
+    found = reproduce(run_id, _manner(1, isolated, None, None))
+    print(reproduction_text(found))
+    raise typer.Exit(0 if found.same else 3)
 
 # %% ../nbs/lib/25_cli.ipynb #cb5e6405
 class Check(NamedTuple):

@@ -116,7 +116,7 @@ def scope_table(
     }
     return pd.DataFrame({"value": facts}).rename_axis("what")
 
-# %% ../nbs/lib/11_develop.ipynb #8a45d6f1
+# %% ../nbs/lib/11_develop.ipynb #751aad36
 def criteria_table(
     criteria: Criteria,  # from stage 01
 ) -> pd.DataFrame:  # one row per criterion: op, limit, meaning, checked in stage
@@ -125,7 +125,7 @@ def criteria_table(
     rows = [
         ("skill on the highest level", ">=", criteria.min_skill_change_max, f"1 - MAE / MAE of persistence, {ahead}", "07"),
         ("surge balanced accuracy", ">=", criteria.min_surge_balanced_accuracy, f"mean recall of the 3 classes, {ahead}", "07"),
-        ("event recall", ">=", criteria.min_event_recall, f"at a budget of {budget} false episodes a day", "07"),
+        ("event recall", ">=", criteria.min_event_recall, f"at a false-alarm budget of {budget} a day", "07"),
         ("false episodes a day", "<=", false_limit(criteria), f"at the threshold chosen for {budget} a day on validation rows", "07"),
         ("median lead time", ">=", criteria.min_median_lead_min, "minutes from alarm to event", "07"),
         ("latency p99", "<=", criteria.latency_p99_ms, "ms for one answer", "09"),
@@ -586,7 +586,7 @@ def judge(
         valid_telemetry=block(data.telemetry, data.times, "valid"), truth=data.truth, rules=load_rules(site=data.site),
         n_draws=params.bootstrap, seed=params.seed)
 
-# %% ../nbs/lib/11_develop.ipynb #9803cd6c
+# %% ../nbs/lib/11_develop.ipynb #59589f51
 def acceptance(
     evaluation: Evaluation,  # from `judge`
     criteria: Criteria,  # from stage 01
@@ -598,7 +598,7 @@ def acceptance(
         (f"skill_change_max_{h}", found[f"skill_max_{h}"], ">=", criteria.min_skill_change_max, f"against persistence, {h} minutes ahead"),
         (f"surge_balanced_accuracy_{h}", found["balanced_accuracy"], ">=", criteria.min_surge_balanced_accuracy,
          f"mean recall of the classes, {h} minutes ahead"),
-        ("event_recall", found["event_recall"], ">=", criteria.min_event_recall, f"at a budget of {budget} false episodes a day"),
+        ("event_recall", found["event_recall"], ">=", criteria.min_event_recall, f"at a false-alarm budget of {budget} a day"),
         ("false_per_day", found["false_per_day"], "<=", false_limit(criteria), f"at the threshold chosen for {budget} a day on validation rows"),
         ("median_lead_min", found["median_lead_min"], ">=", criteria.min_median_lead_min, "minutes between alarm and event"),
     ]

@@ -734,14 +734,15 @@ def _write(self: Boosted, folder: Path) -> dict:
         booster.save_model(folder / f"{head}.ubj")
     return {"used": self.used, "calibration": self.calibration}
 
-# %% ../nbs/lib/08_model.ipynb #89d5fe03
+# %% ../nbs/lib/08_model.ipynb #e3ddb1aa
 @patch
 def _card(self: Forecaster, state: dict, files: dict[str, str]) -> dict:
     "What model.json holds, sealed."
     versions = {name: version(name) for name in ("amhs", "numpy")} | _booster_version()
+    info = {k: v for k, v in self.info.items() if k != "seconds"}  # the same training gives the same files
     card = {
         "format": 1, "name": self.name, "horizons": self.horizons, "seed": self.seed, "hyper": self.hyper.model_dump(),
-        "features": self.features, "shares": self.shares, "info": self.info, "versions": versions, "state": state, "files": files,
+        "features": self.features, "shares": self.shares, "info": info, "versions": versions, "state": state, "files": files,
     }
     card = json.loads(json.dumps(card))
     return card | {"seal": sha256_json(card)}

@@ -34,14 +34,15 @@ def same(self: Reproduction) -> bool:
     "Whether everything came out as it was."
     return all(r["same"] for r in self.rows)
 
-# %% ../nbs/lib/24_reproduce.ipynb #202a5270
+# %% ../nbs/lib/24_reproduce.ipynb #b93446f6
 def _facts(manifest: dict) -> Iterator[tuple[str, Any]]:
     "What came of a stage, by name."
     yield "status", manifest["status"]
     for name, o in manifest["outputs"].items():
         yield f"artefact {name}", o["sha256"][:16]
     for name, m in manifest["metrics"].items():
-        yield f"metric {name}", m["value"]
+        if m["unit"] not in ("s", "ms"):
+            yield f"metric {name}", m["value"]
     for g in manifest["gates"]:
         yield f"gate {g['name']}", "pass" if g["passed"] else "FAIL"
 
