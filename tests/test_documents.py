@@ -221,7 +221,7 @@ def test_an_unknown_language_is_refused(toy, monkeypatch):
 
 def test_terms_translate_heads_words_and_what_varies():
     heads, words = load_terms("ko")
-    frame = pd.DataFrame({"passed": [True, False], "why": ["at a budget of 1 false episodes a day", "hub_jobs"], "rows": [12, 13]},
+    frame = pd.DataFrame({"passed": [True, False], "why": ["at a false-alarm budget of 1 a day", "hub_jobs"], "rows": [12, 13]},
                          index=pd.Index(["leaks", "M14"], name="name"))
     said = translated(frame, heads, words)
     assert list(said) == ["통과", "근거", "행 수"] and list(said.index) == ["데이터 누설", "M14"] and said.index.name == "항목"

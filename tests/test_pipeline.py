@@ -16,6 +16,7 @@ from amhs.config import SourceColumn, load_site
 from amhs.core import read_json, sha256_file
 from amhs.features import build_features
 from amhs.model import load_model
+from amhs.plan import plan_run
 from amhs.simulate import simulate
 from amhs.telemetry import SCHEMA
 
@@ -23,17 +24,18 @@ QUIET = runs.Manner(show=runs.Reporter(lambda line: None))
 AMHS = Path(sys.executable).with_name("amhs")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def house(tmp_path_factory):
-    "Runs and data of these tests go into a folder of their own."
+    "Runs and data of these tests go into a folder of their own; documents come in both languages."
     with pytest.MonkeyPatch.context() as patch:
         root = tmp_path_factory.mktemp("pipeline")
         patch.setenv("AMHS_RUNS", str(root / "runs"))
         patch.setenv("AMHS_DATA", str(root / "data"))
+        patch.setenv("AMHS_LANG", "both")
         yield root
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def smoke(house):
     "One run of the whole pipeline, shared by the tests below."
     return runs.run_pipeline("develop", "smoke", run_id="smoke", manner=QUIET)
@@ -58,6 +60,28 @@ def test_documents_open_offline_with_their_pictures(smoke):
     assert report.count("data:image/png;base64,") >= 3
 
 
+def test_korean_documents_speak_korean(smoke):
+    "Every heading and head of a table, every verdict and reason: real tables hold no English but names of columns, models and artefacts."
+    for stage in stages.STAGES:
+        for owed in stage.deliverables:
+            text = (smoke.folder / stage.folder / "documents" / f"{owed.name}.ko.md").read_text(encoding="utf-8")
+            heads = [line for line in text.splitlines() if line.startswith("#")]
+            assert heads and all(re.search("[가-힣]", line) for line in heads)
+            prose = re.sub(r"`[^`]*`|\(\S+\.png\)", "", text)
+            assert not re.search(r"[A-Za-z]+ [a-z]+ [a-z]+|\b(pass|FAIL|True|False|verdict|nan|None)\b", prose), (owed.name, prose)
+            tables = re.findall(r"(?m)^\|(.+)\|\n\| *:?--", text)
+            plain = {"", "#", "v8", "hub", "MAE", "depth", "learning_rate", "min_child_weight", "subsample", "colsample"}
+            assert [h for t in tables for h in map(str.strip, t.split("|")) if not re.search("[가-힣]", h) and h not in plain] == [], owed.name
+
+
+def test_changing_a_criterion_makes_no_data_and_no_model_old(smoke):
+    "Who asks for more events caught states it anew in stage 01; data, search and training stand."
+    asked = {"business.min_event_recall": "0.3", "business.max_false_per_day": "2"}
+    again = runs.run_pipeline("develop", "smoke", asked, last="train", run_id="stricter", manner=QUIET)
+    assert again.executed == ("business",)
+    assert plan_run("develop", "smoke", asked).steps[-1].why == ("input business/criteria.json changed",)
+
+
 def test_every_plot_is_followed_by_a_conclusion():
     "In the stage notebooks a reviewer finds a sentence after each table or plot he has to judge."
     for path in Path(__file__).parent.parent.glob("nbs/stages/*.ipynb"):
@@ -71,7 +95,7 @@ def test_report_and_manifest_tell_data_code_parameters_metrics_verdict(smoke):
     found = read_json(smoke.folder / "07_evaluate/manifest.json")
     assert found["parameters"]["bootstrap"] == 50
     assert found["metrics"]["verdict"]["value"] in ("confirmed", "refused")
-    assert {g["name"] for g in found["gates"]} >= {"skill_change_max_10", "event_recall", "leaks"}
+    assert {g["name"] for g in found["gates"]} >= {"skill_change_max_10", "event_recall", "false_per_day", "leaks"}
     assert "labelled" in json.dumps(found["inputs"])
 
 
@@ -152,6 +176,10 @@ def test_own_csv_becomes_a_model(house, tmp_path):
     labelled = develop.load_labelled(result.folder / "04_data/artefacts/labelled")
     assert set(labelled.telemetry["line"]) == {"M14"}
     assert labelled.telemetry["timestamp"].dt.tz is not None
+    assert {str(profile), str(tmp_path / "data")} < manifest(result, "data")["files"].keys()
+    profile.write_text(profile.read_text() + "gaps: {fill_up_to_min: 2}\n")
+    steps = plan_run("develop", "smoke", sets, last="data").steps
+    assert all(f"{profile} changed" in s.why for s in steps), [s.why for s in steps]
 
 
 @pytest.mark.full
