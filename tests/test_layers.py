@@ -9,7 +9,8 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"core"}, {"answers"}, {"config"}, {"pages"}, {"documents"}, {"telemetry"}, {"simulate", "quality", "features", "targets", "rules"}, {"model"},
     {"evaluate", "plots"}, {"develop"}, {"registry", "store"}, {"package", "serve"}, {"monitor"}, {"retrain"},
-    {"stages"}, {"provenance"}, {"plan"}, {"reports"}, {"compare"}, {"warm"}, {"execute"}, {"runs"}, {"archive"}, {"grids"}, {"reproduce"}, {"workbench"}, {"cli"},
+    {"stages"}, {"provenance"}, {"plan"}, {"reports"}, {"compare"}, {"warm"}, {"execute"}, {"runs"},
+    {"archive"}, {"grids"}, {"reproduce"}, {"workbench"}, {"cli"},
 ]
 HOMES = {"mlflow": {"registry"}, "papermill": {"execute"}, "matplotlib": {"plots"}, "bentoml": {"package"},
          "sqlalchemy": {"store"}, "optuna": {"develop"}, "jinja2": {"documents"}}

@@ -262,7 +262,7 @@ def test_failed_gate_of_training_refuses_and_names_the_stage_to_re_enter(toy):
     result = run("train", "evaluate")
     assert (result.status, result.exit_code, [m["stage"] for m in result.manifests]) == ("refused", 3, ["train"])
     assert "Re-enter stage develop" in result.verdict
-    assert runs.again_command(result) == f"amhs run develop --profile demo --from develop"
+    assert runs.again_command(result) == "amhs run develop --profile demo --from develop"
     assert stages.find_sources([stages.find_stage("train")], toy / "runs")["train"] == result.run_id, "its artefacts are whole all the same"
 
 
