@@ -13,8 +13,8 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from by_hand import copy_project, plain_environment
 
-ROOT = Path(__file__).parent.parent
 AMHS = Path(sys.executable).with_name("amhs")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no chromium on this machine; scripts/system-packages.sh installs it")
@@ -29,12 +29,7 @@ def git(cwd, *args):
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
     """A copy of the project under git, with a run whose poc fails and a good run of stage 01."""
-    root = tmp_path_factory.mktemp("lab") / "project"
-    root.mkdir()
-    for name in ("amhs", "nbs", "params"):
-        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns(".*", "__pycache__"))
-    for name in ("settings.ini", "pyproject.toml", ".gitignore"):
-        shutil.copy(ROOT / name, root)
+    root = copy_project(tmp_path_factory.mktemp("lab") / "project")
     git(root, "init", "-q")
     git(root, "add", ".")
     git(root, "commit", "-q", "-m", "as it is")
@@ -47,7 +42,7 @@ def clone(tmp_path_factory):
 def environment(root):
     """Like a person's shell in the project's folder, with JupyterLab's own files kept out of the home of whoever runs the tests."""
     own = {f"JUPYTER_{kind}_DIR": str(root.parent / kind) for kind in ("CONFIG", "DATA", "RUNTIME")} | {"IPYTHONDIR": str(root.parent / "ipython")}
-    return {k: v for k, v in os.environ.items() if not k.startswith(("AMHS_", "JUPYTER"))} | own
+    return plain_environment(**own)
 
 
 def amhs(root, *args):
@@ -115,8 +110,8 @@ def open_page(browser, lab, path):
     """A page with a notebook whose kernel is ready."""
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
     page.set_default_timeout(60_000)
-    page.goto(f"{lab.address}/lab/tree/{path}?token={TOKEN}")
-    page.get_by_text(re.compile(r"^python3.* \| Idle$")).first.wait_for(timeout=90_000)  # in the status bar; "No Kernel" at first
+    page.goto(f"{lab.address}/lab/tree/{path}?token={TOKEN}&reset")  # no tabs of an earlier test
+    page.get_by_text(re.compile(r"^Python.* \| Idle$")).first.wait_for(timeout=90_000)  # in the status bar; "No Kernel" at first
     return page
 
 
@@ -206,7 +201,7 @@ def test_a_failed_stage_opens_as_it_ran(browser, clone):
         injected = page.locator(".jp-CodeCell .cm-content").nth(1).inner_text()
         assert injected.startswith("# Parameters") and "trees = 23" in injected
         run_all(page)
-        wrong = page.locator('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"], .jp-OutputArea-output[data-mime-type="application/vnd.jupyter.stderr"]')
+        wrong = page.locator('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"]')
         wrong.first.wait_for(timeout=120_000)
         assert "gone.csv" in wrong.first.inner_text()
         page.close()
