@@ -285,12 +285,12 @@ def grid_sets(
         raise ParameterError("a grid needs values", got=empty[0], fix="for example --grid business.seed=0,1,2")
     return [dict(zip(values, combination, strict=True)) for combination in product(*values.values())]
 
-# %% ../nbs/lib/21_plan.ipynb #9f0ef468
+# %% ../nbs/lib/21_plan.ipynb #68c747f9
 def _full_name(name: str) -> str:
     "A parameter's name with its stage."
-    owners = [s for s, model in PARAMS.items() if name in model.model_fields]
-    if "." in name or len(owners) == 1:
-        return name if "." in name else f"{owners[0]}.{name}"
-    known = sorted({n for model in PARAMS.values() for n in model.model_fields})
-    fix = f"say which: {', '.join(f'{o}.{name}' for o in owners)}" if owners else f"did you mean {', '.join(nearest(name, known))}?"
+    known = [f"{stage}.{n}" for stage, model in PARAMS.items() for n in model.model_fields]
+    meant = [k for k in known if k.split(".")[1] == name] or [k for k in known if k.split(".")[1].startswith(f"{name}_")]
+    if "." in name or len(meant) == 1:
+        return name if "." in name else meant[0]
+    fix = f"say which: {', '.join(meant)}" if meant else f"did you mean {', '.join(nearest(name, {k.split('.')[1] for k in known}))}?"
     raise ParameterError("a grid's parameter must belong to one stage", got=name, fix=fix)
