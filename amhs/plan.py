@@ -170,7 +170,7 @@ def _nearest_result(step: Step, within: str | None, held: Mapping[str, dict | No
             break
     return best
 
-# %% ../nbs/lib/21_plan.ipynb #42130450
+# %% ../nbs/lib/21_plan.ipynb #44341875
 def decide(
     step: Step,  # a stage with its parameters
     sources: Mapping[str, str | None],  # input stage -> run that holds its artefacts; None: it is going to run
@@ -182,7 +182,7 @@ def decide(
         return replace(step, action="run", why=("asked for",), source=None)
     held = {i: _artefacts(i, sources.get(i)) for i in step.stage.inputs}
     said, run_id = _nearest_result(step, within, held)
-    waiting = [f"{i} runs before it" for i in step.stage.inputs if held[i] is None]
+    waiting = [f"{i} runs before it; skipped if that changes nothing it reads" for i in step.stage.inputs if held[i] is None]
     if not said and not waiting:
         return replace(step, action="skip", why=(f"nothing changed since {run_id}",), source=run_id)
     return replace(step, action="run", why=tuple(said or waiting), source=None)

@@ -61,7 +61,7 @@ def test_prose_and_outputs_do_not_count(toy):
 def test_a_changed_parameter_runs_its_stage_and_what_reads_a_changed_result(toy):
     said = why(sets={"train.trees": 7})
     default = read_json(toy / "runs/first/06_train/manifest.json")["parameters"]["trees"]
-    assert said == {"train": f"train.trees changed {default} → 7", "evaluate": "train runs before it"}
+    assert said == {"train": f"train.trees changed {default} → 7", "evaluate": "train runs before it; skipped if that changes nothing it reads"}
     done = runs.run_pipeline(sets={"train.trees": 7}, manner=QUIET)
     assert done.executed == ("train",), "the toy's model came out the same, so evaluating it again would change nothing"
     assert read_json(done.folder / "run.json")["sources"].keys() == {"business", "poc", "prototype", "data", "develop", "evaluate"}
