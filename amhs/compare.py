@@ -6,10 +6,10 @@
 __all__ = ['Side', 'read_side', 'Fact', 'Cell', 'Comparison', 'compare_runs', 'differing', 'differing_cells', 'comparison_text',
            'diff_table', 'comparison_page', 'write_comparison']
 
-# %% ../nbs/lib/22_compare.ipynb #5a05247a
+# %% ../nbs/lib/22_compare.ipynb #f0ddd814
 import html, itertools, re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -84,13 +84,15 @@ def _origin(manifest: Mapping) -> dict[str, str]:
     found |= {"lock": (env["lock_sha256"] or "none")[:12], "Python": env["python"], "platform": env["platform"]}
     return found | {f"package {n}": v for n, v in env["packages"].items()}
 
-# %% ../nbs/lib/22_compare.ipynb #8468d5a0
-class Cell(NamedTuple):
-    "A cell of an executed notebook."
+# %% ../nbs/lib/22_compare.ipynb #06ce6b07
+@dataclass(frozen=True)
+class Cell:
+    "A cell of an executed notebook; two are equal if they say the same."
 
+    id: str = field(compare=False)
     source: str
-    text: str  # what it printed or showed as text
-    figures: tuple[str, ...]  # PNG, base64
+    text: str = ""  # what it printed or showed as text
+    figures: tuple[str, ...] = ()  # PNG, base64
 
 # %% ../nbs/lib/22_compare.ipynb #4e66749c
 _NOISE = re.compile(r"\x1b\[[0-9;]*m|(?<=0x)[0-9a-f]{6,}")
@@ -105,20 +107,23 @@ def _said(output: Mapping) -> str:
     text = "".join(data.get("text/markdown") or data.get("text/plain", ""))
     return html.unescape(_TAGS.sub(" ", "".join(data["text/html"]))) if text.startswith("<") and "text/html" in data else text
 
-# %% ../nbs/lib/22_compare.ipynb #8501dc4d
+# %% ../nbs/lib/22_compare.ipynb #d2f7d4c2
 def _cell(cell: Mapping) -> Cell:
     "A cell as it is compared."
     outputs = cell.get("outputs", [])
     figures = tuple("".join(o["data"]["image/png"]).strip() for o in outputs if "image/png" in o.get("data", {}))
     texts = [_said(o) for o in outputs if "image/png" not in o.get("data", {})]
-    return Cell(cell["source"], _NOISE.sub("", "\n".join(t.rstrip("\n") for t in texts)), figures)
+    return Cell(cell["id"], cell["source"], _NOISE.sub("", "\n".join(t.rstrip("\n") for t in texts)), figures)
 
-# %% ../nbs/lib/22_compare.ipynb #2b4f6e72
+# %% ../nbs/lib/22_compare.ipynb #6385cce9
+_PUT_IN = {"parameters-table", "injected-parameters", "papermill-error-cell-tag"}  # ids and tags of what the runner put in
+
+
 def _cells(side: Side, stage: str) -> dict[str, Cell]:
     "The cells of a stage's executed notebook by their ids."
     nb = side.homes[stage] / find_stage(stage).folder / "notebook.ipynb"
     cells = read_cells(nb) if nb.is_file() else []
-    return {c["id"]: _cell(c) for c in cells if c["id"] not in ("injected-parameters", "parameters-table")}
+    return {c["id"]: _cell(c) for c in cells if not _PUT_IN & {c["id"], *c["metadata"].get("tags", ())}}
 
 # %% ../nbs/lib/22_compare.ipynb #71b0204c
 def _aligned(a: Iterable[str], b: Iterable[str]) -> list[str]:
@@ -269,22 +274,24 @@ def _figures(a: tuple[str, ...], b: tuple[str, ...]) -> str:
     def picture(data): return f'<img src="data:image/png;base64,{data}" alt="figure">' if data else tag("p", "no figure", class_="soft")
     return "".join(tag("div", *(tag("div", tag("figure", picture(d))) for d in pair), class_="sides") for pair in pairs)
 
-# %% ../nbs/lib/22_compare.ipynb #69f3ddd0
+# %% ../nbs/lib/22_compare.ipynb #40b12f8d
+def _notebook_links(found: Comparison, stage: str, cells: tuple[Cell | None, Cell | None] | None = None) -> str:
+    "Links to a stage's notebook in both runs, or to a cell in those that have it."
+    pages = [f"{s.homes[stage].name}/{find_stage(stage).folder}/notebook.html" for s in (found.a, found.b)]
+    anchors = [f"#cell-id={c.id}" if c else None for c in cells] if cells else ["", ""]
+    return " ".join(link(p + anchor, name) for name, p, anchor in zip("AB", pages, anchors, strict=True) if anchor is not None)
+
+# %% ../nbs/lib/22_compare.ipynb #354a2389
 def _cell_html(name: str, a: Cell | None, b: Cell | None, links: str) -> str:
     "A cell that differs."
+    head = tag("h4", html.escape(name), " ", links)
     if not (a and b):
         note = tag("p", f"only in {'A' if a else 'B'}", class_="soft")
-        return tag("div", tag("h4", html.escape(name), " ", links), note, diff_table(a.source if a else "", b.source if b else ""), class_="cell")
-    code = diff_table(a.source, b.source) if a.source != b.source else tag(
-        "details", tag("summary", "source, the same in both"), tag("pre", html.escape(a.source)))
+        return tag("div", head, note, diff_table(a.source if a else "", b.source if b else ""), class_="cell")
+    alike = tag("details", tag("summary", "source, the same in both"), tag("pre", html.escape(a.source)))
+    code = diff_table(a.source, b.source) if a.source != b.source else alike
     text = diff_table(a.text, b.text) if a.text != b.text else ""
-    return tag("div", tag("h4", html.escape(name), " ", links), code, text, _figures(a.figures, b.figures), class_="cell")
-
-# %% ../nbs/lib/22_compare.ipynb #7cdae95f
-def _stage_links(found: Comparison, stage: str, anchor: str = "") -> str:
-    "Links to a stage's notebook in both runs."
-    sides = [("A", found.a), ("B", found.b)]
-    return " ".join(link(f"{s.homes[stage].name}/{find_stage(stage).folder}/notebook.html{anchor}", n) for n, s in sides if stage in s.found)
+    return tag("div", head, code, text, _figures(a.figures, b.figures), class_="cell")
 
 # %% ../nbs/lib/22_compare.ipynb #f166607b
 def _stage_words(found: Comparison, stage: str) -> str:
@@ -297,14 +304,14 @@ def _stage_words(found: Comparison, stage: str) -> str:
         return f"{manifest['status']}, {spent(manifest['duration_s'])}" + (f", from run {home}" if home != side.run.name else "")
     return " → ".join(words(s) for s in (found.a, found.b))
 
-# %% ../nbs/lib/22_compare.ipynb #5c13b175
+# %% ../nbs/lib/22_compare.ipynb #96e1e5c6
 def _stage_section(found: Comparison, stage: str) -> str:
     "The cells of a stage that differ, then how many do not."
     cells, other, row = found.cells[stage], differing_cells(found.cells[stage]), find_stage(stage)
     title = f"{row.number} {html.escape(row.title)} {tag('small', html.escape(row.title_ko))}"
     said = tag("p", f"{len(other)} of {len(cells)} cells differ · ", html.escape(_stage_words(found, stage)), " · ",
-               _stage_links(found, stage), class_="soft")
-    blocks = [_cell_html(i, *cells[i], _stage_links(found, stage, f"#cell-id={i}")) for i in other]
+               _notebook_links(found, stage), class_="soft")
+    blocks = [_cell_html(i, *cells[i], _notebook_links(found, stage, cells[i])) for i in other]
     alike = [(i, (b.source.splitlines() or [""])[0][:100]) for i, (_, b) in cells.items() if i not in other]
     rest = folded(f"{len(alike)} cells the same", ("cell", "begins with"), alike)
     return tag("section", tag("h2", title), said, *blocks, rest, id=stage)

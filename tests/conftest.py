@@ -1,7 +1,19 @@
 """What all tests share."""
 
+import pytest
 from hypothesis import settings
 
 # Examples may compile a kernel, so no deadline; the same examples everywhere, so that a failure can be repeated.
 settings.register_profile("amhs", deadline=None, derandomize=True)
 settings.load_profile("amhs")
+
+
+@pytest.fixture(scope="session")
+def week(tmp_path_factory):
+    """A folder of four runs, made once for all tests that read runs; they must not change it."""
+    from reviewed import make_runs, own_settings
+
+    with pytest.MonkeyPatch.context() as patch:
+        root = tmp_path_factory.mktemp("week")
+        own_settings(patch, root)
+        yield make_runs(root)
