@@ -178,8 +178,8 @@ def test_own_csv_becomes_a_model(house, tmp_path):
     assert labelled.telemetry["timestamp"].dt.tz is not None
     assert {str(profile), str(tmp_path / "data")} < manifest(result, "data")["files"].keys()
     profile.write_text(profile.read_text() + "gaps: {fill_up_to_min: 2}\n")
-    steps = plan_run("develop", "smoke", sets, last="data").steps
-    assert all(f"{profile} changed" in s.why for s in steps), [s.why for s in steps]
+    for stage in ("business", "prototype", "data"):
+        assert f"{profile} changed" in plan_run("develop", "smoke", sets, stage, stage, within="own").steps[0].why
 
 
 @pytest.mark.full
