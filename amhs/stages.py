@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STAGES', 'PIPELINES', 'GOOD', 'Deliverable', 'Stage', 'find_stage', 'stage_rows', 'stage_table', 'read_cells',
            'notebook_defaults', 'check_notebook', 'toy_stage', 'local_now', 'new_run', 'lock_run', 'stage_manifest',
-           'list_runs', 'stage_home', 'find_sources', 'next_confirmed', 'identify', 'is_intact', 'verified_outputs',
+           'list_runs', 'stage_home', 'find_sources', 'confirmed_number', 'identify', 'is_intact', 'verified_outputs',
            'StageRun', 'outside_name', 'outside_path', 'check_templates', 'begin']
 
 # %% ../nbs/lib/19_stages.ipynb #74b143ae
@@ -289,13 +289,15 @@ def find_sources(
     raise InputError(f"no {'such stage in this run' if within else 'run'} with good {', '.join(s.name for s in needed)} to build on",
                      got=within.name if within else None, fix="run the earlier stages first, e.g. `amhs run develop`")
 
-# %% ../nbs/lib/19_stages.ipynb #c67141a3
-def next_confirmed(
+# %% ../nbs/lib/19_stages.ipynb #960cde7c
+def confirmed_number(
+    model: Path | str,  # the model about to be confirmed
     runs: Path | str | None = None,  # the folder of all runs; None: that of the settings
 ) -> int:  # 1 for the first
-    "The number the next confirmed model gets."
-    ended = [stage_manifest(run, find_stage("evaluate")) for run in list_runs(runs)]
-    return 1 + sum("confirmed_model" in m["outputs"] for m in ended if m)
+    "The number a model gets when it is confirmed; confirmed again, it keeps its number."
+    ended = (stage_manifest(run, find_stage("evaluate")) for run in reversed(list_runs(runs)))
+    known = (m["inputs"]["train"]["artefacts"]["model"]["sha256"] for m in ended if m and "confirmed_model" in m["outputs"])
+    return list(dict.fromkeys([*known, sha256_tree(model)])).index(sha256_tree(model)) + 1
 
 # %% ../nbs/lib/19_stages.ipynb #740ee17a
 def _size(path: Path) -> int:

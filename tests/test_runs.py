@@ -441,10 +441,16 @@ def test_documents_do_not_run_what_they_quote():
 
 
 def test_confirmed_models_are_numbered(toy):
-    assert stages.next_confirmed() == 1
-    write_stage(toy, "evaluate", "run.output('confirmed_model').write_text(str(stages.next_confirmed()))")
-    assert (run("evaluate").folder / "07_evaluate/artefacts/confirmed_model").read_text() == "1"
-    assert stages.next_confirmed() == 2
+    say = "run.output('confirmed_model').write_text(str(stages.confirmed_number(run.input('train', 'model'))))"
+    write_stage(toy, "evaluate", say)
+
+    def confirmed():
+        return (run("evaluate", forced=True).folder / "07_evaluate/artefacts/confirmed_model").read_text()
+    assert confirmed() == "1"
+    assert confirmed() == "1", "the same model again is still the first"
+    write_stage(toy, "train", "run.output('model').write_text('another')\nrun.output = lambda name: run.folder / 'unused'")
+    run("train")
+    assert confirmed() == "2"
 
 
 def test_library_drift_is_seen(tmp_path):
