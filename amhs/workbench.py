@@ -88,11 +88,11 @@ def _ran_in(run: Path, stage: Stage) -> tuple[Path, dict]:
     there = ", ".join(sorted(p.parent.name for p in run.glob("*/manifest.json"))) or "none yet"
     raise InputError(f"run {run.name} has no stage {stage.name} that ended", fix=f"it has {there}")
 
-# %% ../nbs/lib/24_workbench.ipynb #ef0db247
+# %% ../nbs/lib/24_workbench.ipynb #77b7064b
 def _note(manifest: Mapping[str, Any]) -> dict:
     "The cell below the title that says what the reader has before him."
     error = manifest["error"]
-    why = f", {error['name']}: {(error['message'].strip().splitlines() or [''])[0]}".rstrip(": ") if error else ""
+    why = f", {error['name']}: {(error['message'].strip().splitlines() or [''])[0]}".rstrip(": .") if error else ""
     where = f" in code cell {error['cell']}" if error and error["cell"] else ""
     text = (f"> **Scratch copy** of `{manifest['notebook']}` with the parameters and inputs of run `{manifest['run_id']}`, "
             f"in which this stage ended: **{manifest['status']}**{where}{why}.\n>\n"
