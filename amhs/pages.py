@@ -12,14 +12,18 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-# %% ../nbs/lib/12_pages.ipynb #dcc1d9b9
-def plain(value: Any) -> Any:
+# %% ../nbs/lib/12_pages.ipynb #d6c9dc7c
+def plain(
+    value: Any,  # of a metric, a gate or a table
+) -> Any:  # the same as JSON can hold it
     "A number as JSON can hold it: no numpy types, no NaN."
     value = value.item() if hasattr(value, "item") else value
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
-# %% ../nbs/lib/12_pages.ipynb #59c866d4
-def cell_text(value: Any) -> str:
+# %% ../nbs/lib/12_pages.ipynb #cee43be6
+def cell_text(
+    value: Any,  # anything
+) -> str:  # one line
     "A table cell for people: numbers short, bars escaped."
     value = plain(value)
     if isinstance(value, int | float) and abs(value) >= 1e4:
@@ -49,7 +53,7 @@ def markdown_html(
     tables = MarkdownIt("js-default").render(text)
     return tables.replace("<table>", '<div class="scroll"><table>').replace("</table>", "</table></div>")
 
-# %% ../nbs/lib/12_pages.ipynb #b9b2029a
+# %% ../nbs/lib/12_pages.ipynb #fdde76f0
 _CSS = """
 :root { color-scheme: light dark;
   --bg: #fff; --ink: #1c2430; --soft: #5b6675; --line: #dde3ea; --card: #f6f8fa; --link: #0b5cad; --idle: #5b6675; --idlebg: #e9edf1;
@@ -58,7 +62,8 @@ _CSS = """
   --bg: #12161c; --ink: #dfe5ec; --soft: #97a3b2; --line: #2c3541; --card: #1a2029; --link: #74b3f7; --idle: #97a3b2; --idlebg: #252d37;
   --good: #6fd394; --goodbg: #173524; --bad: #ff8f86; --badbg: #43201e; --warn: #ecc06b; --warnbg: #3c2f14 } }
 * { box-sizing: border-box }
-body { margin: 0; background: var(--bg); color: var(--ink); word-break: keep-all; overflow-wrap: break-word; -webkit-text-size-adjust: 100%; font: 16px/1.6 system-ui, -apple-system,
+body { margin: 0; background: var(--bg); color: var(--ink); word-break: keep-all;
+  overflow-wrap: break-word; -webkit-text-size-adjust: 100%; font: 16px/1.6 system-ui, -apple-system,
   "Segoe UI", Roboto, "Noto Sans KR", "Noto Sans CJK KR", "Malgun Gothic", "Apple SD Gothic Neo", sans-serif }
 main { max-width: 60rem; margin: 0 auto; padding: 1.5rem 1.1rem 4rem }
 h1, h2, h3 { line-height: 1.25; margin: 1.8em 0 .5em }
@@ -94,40 +99,61 @@ def page(
     head += f"<title>{html.escape(title)}</title><style>{_CSS}{css}</style>"
     return f'<!doctype html>\n<html lang="{lang}"><head>{head}</head>\n<body><main>\n{body}\n</main></body></html>\n'
 
-# %% ../nbs/lib/12_pages.ipynb #f8fdc731
-def embed_pictures(text: str, folder: Path) -> str:
+# %% ../nbs/lib/12_pages.ipynb #826d6a00
+def embed_pictures(
+    text: str,  # HTML
+    folder: Path,  # where the pictures lie
+) -> str:  # HTML that needs no file beside it
     "HTML with local PNG files as data URIs."
     def data(match):
         coded = base64.b64encode((folder / match[1]).read_bytes()).decode()
         return f'src="data:image/png;base64,{coded}"'
     return re.sub(r'src="([\w.-]+\.png)"', data, text)
 
-# %% ../nbs/lib/12_pages.ipynb #dbba3bc0
-def tag(name: str, /, *inside: str, **attributes: str) -> str:
+# %% ../nbs/lib/12_pages.ipynb #cfbb09f8
+def tag(
+    name: str,  # of the element
+    /,
+    *inside: str,  # HTML, put one after the other
+    **attributes: str,  # plain text
+) -> str:  # HTML
     "An HTML element around HTML; `class_` becomes `class`."
     written = "".join(f' {k.rstrip("_")}="{html.escape(v)}"' for k, v in attributes.items())
     return f"<{name}{written}>{''.join(inside)}</{name}>"
 
-# %% ../nbs/lib/12_pages.ipynb #875addd5
-def link(href: str, text: str) -> str:
+# %% ../nbs/lib/12_pages.ipynb #3ff5d3be
+def link(
+    href: str,  # where it leads
+    text: str,  # plain
+) -> str:  # HTML
     "A link around plain text."
     return tag("a", html.escape(text), href=href)
 
-# %% ../nbs/lib/12_pages.ipynb #eb6a1e82
-def html_table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+# %% ../nbs/lib/12_pages.ipynb #a85c8a59
+def html_table(
+    heads: Iterable[str],  # of the columns, HTML
+    rows: Iterable[Iterable[str]],  # cells, HTML
+) -> str:  # HTML, in a box that scrolls
     "A table of ready HTML cells."
     body = "".join(tag("tr", *(tag("td", c) for c in row)) for row in rows)
     table = tag("table", tag("thead", tag("tr", *(tag("th", h) for h in heads))), tag("tbody", body))
     return tag("div", table, class_="scroll")
 
-# %% ../nbs/lib/12_pages.ipynb #1dd98480
-def shown(value: Any) -> str:
+# %% ../nbs/lib/12_pages.ipynb #a2ff3b61
+def shown(
+    value: Any,  # anything
+) -> str:  # HTML
     "A value as HTML text."
     return html.escape(cell_text(value).replace("\\|", "|"))
 
-# %% ../nbs/lib/12_pages.ipynb #340ee4f2
-def folded(summary: str, heads: Iterable[str], rows: Iterable[Iterable[str]], unfold: bool = False) -> str:
-    "A table of plain text that opens on a click, or stands open; nothing without rows."
+# %% ../nbs/lib/12_pages.ipynb #12b2af8f
+def folded(
+    summary: str,  # what is seen before the click, plain
+    heads: Iterable[str],  # of the columns
+    rows: Iterable[Iterable[str]],  # cells, plain text
+    unfold: bool = False,  # stand open
+) -> str:  # HTML; nothing without rows
+    "A table of plain text that opens on a click."
     shown = [[html.escape(str(c)) for c in row] for row in rows]
     opened = {"open": ""} if unfold else {}
     return tag("details", tag("summary", html.escape(summary)), html_table(heads, shown), **opened) if shown else ""
@@ -135,7 +161,9 @@ def folded(summary: str, heads: Iterable[str], rows: Iterable[Iterable[str]], un
 # %% ../nbs/lib/12_pages.ipynb #786f07e3
 TONES = {"finished": "good", "skipped": "", "running": "", "gate failed": "warn", "refused": "warn"}
 
-# %% ../nbs/lib/12_pages.ipynb #01f31bfa
-def badge(status: str) -> str:
+# %% ../nbs/lib/12_pages.ipynb #7373350a
+def badge(
+    status: str,  # of a run or a stage
+) -> str:  # HTML
     "A status as a coloured pill."
     return tag("span", html.escape(status), class_=f"badge {TONES.get(status, 'bad')}")

@@ -7,7 +7,8 @@ __all__ = ['INK', 'GREY', 'PALE', 'BLUE', 'ORANGE', 'GREEN', 'VERMILION', 'SKY',
            'targets', 'bars', 'forecast', 'skill', 'errors', 'confusion', 'reliability', 'alarm_tradeoff', 'slices',
            'contributions', 'waterfall', 'search_history', 'learning']
 
-# %% ../nbs/lib/10_plots.ipynb #ee2a7114
+# %% ../nbs/lib/10_plots.ipynb #841de95c
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -27,11 +28,12 @@ from .config import CLASSES, TARGETS, Site, load_site
 from .core import InputError
 from .telemetry import COLUMNS, SCHEMA
 
-# %% ../nbs/lib/10_plots.ipynb #398c1aea
+# %% ../nbs/lib/10_plots.ipynb #9d00bafe
 INK, GREY, PALE = "#22272e", "#8b949e", "#e6e8eb"
 BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7"
 _WIDTH_IN, _DPI = 9.6, 110
-_KOREAN = ("NanumGothic", "Noto Sans CJK KR", "Noto Sans KR", "Noto Sans CJK JP", "Malgun Gothic", "AppleGothic", "Noto Serif CJK KR", "Noto Serif CJK JP")
+_KOREAN = ("Noto Sans CJK KR", "Noto Sans KR", "NanumGothic", "Malgun Gothic", "Apple SD Gothic Neo", "AppleGothic", "Noto Sans CJK JP",
+           "Noto Serif CJK KR", "Noto Serif CJK JP")
 
 # %% ../nbs/lib/10_plots.ipynb #f8a09244
 @cache
@@ -43,13 +45,25 @@ def _style() -> dict[str, Any]:
             "axes.titlelocation": "left", "axes.edgecolor": GREY, "text.color": INK, "axes.labelcolor": INK,
             "legend.frameon": False, "legend.fontsize": 8.5}
 
-# %% ../nbs/lib/10_plots.ipynb #c55b29c7
+# %% ../nbs/lib/10_plots.ipynb #16377fcc
+@contextmanager
+def _drawing() -> Iterator[None]:
+    "Draw in the house's style."
+    with rc_context(_style()), warnings.catch_warnings():
+        if len(_style()["font.family"]) == 1:
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        yield
+
+# %% ../nbs/lib/10_plots.ipynb #10d5383c
 class Picture(Figure):
     "A figure that a notebook shows by itself."
 
+    def savefig(self, *args: Any, **kw: Any) -> None:
+        with _drawing():
+            super().savefig(*args, **kw)
+
     def _repr_png_(self) -> bytes:
-        with rc_context(_style()):
-            self.savefig(paper := BytesIO(), dpi=_DPI, facecolor="white")
+        self.savefig(paper := BytesIO(), dpi=_DPI, facecolor="white")
         return paper.getvalue()
 
 # %% ../nbs/lib/10_plots.ipynb #49eeca21
