@@ -188,14 +188,6 @@ def test_without_a_korean_font_a_figure_is_still_drawn_and_nothing_is_said(monke
     plots._style.cache_clear()
 
 
-def test_whoever_saves_a_figure_gets_the_same_style(tmp_path):
-    "Labels that are made only on drawing are Korean too."
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        plots.bars(pd.Series({"hub": 0.4}), "상관").savefig(tmp_path / "bars.png")
-    assert (tmp_path / "bars.png").stat().st_size > 1000
-
-
 @pytest.mark.parametrize("thin", ["constant", "one row per class", "no fault", "all missing"])
 def test_thin_data_still_makes_a_picture(world, thin):
     telemetry, targets = hub(days=1), world.targets
