@@ -275,17 +275,18 @@ def _is_good(run: Path, stage: Stage) -> bool:
     found = stage_manifest(home, stage) if home else None
     return bool(found) and found["status"] in GOOD
 
-# %% ../nbs/lib/19_stages.ipynb #89be4137
+# %% ../nbs/lib/19_stages.ipynb #47958a73
 def find_sources(
     needed: Iterable[Stage],  # stages whose artefacts are wanted
     runs: Path | str,  # the folder of all runs
     within: Path | None = None,  # look only in this run and its trail; None: in the newest that has all
+    besides: Iterable[Stage] = (),  # stages to name as well if that run has them, to keep the trail whole
 ) -> dict[str, str]:  # stage name -> id of the run that holds it
     "Where the artefacts of earlier stages come from."
     needed = list(needed)
     for run in [within] if within else list_runs(runs):
         if all(_is_good(run, s) for s in needed):
-            return {s.name: stage_home(run, s).name for s in needed}
+            return {s.name: stage_home(run, s).name for s in [*needed, *(b for b in besides if _is_good(run, b))]}
     raise InputError(f"no {'such stage in this run' if within else 'run'} with good {', '.join(s.name for s in needed)} to build on",
                      got=within.name if within else None, fix="run the earlier stages first, e.g. `amhs run develop`")
 
