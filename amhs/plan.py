@@ -193,7 +193,7 @@ def _artefacts(name: str, run_id: str | None) -> dict | None:
     found = stage_manifest(settings().runs / run_id, find_stage(name)) if run_id else None
     return found["outputs"] if found else None
 
-# %% ../nbs/lib/21_plan.ipynb #0f1d3e98
+# %% ../nbs/lib/21_plan.ipynb #9d80fcba
 def plan_run(
     pipeline: str = "develop",  # a name in `PIPELINES`
     profile: str = "demo",  # smoke, demo or full
@@ -212,7 +212,8 @@ def plan_run(
         check_notebook(stage)
         check_templates(stage)
     needed = dict.fromkeys(i for s in stages for i in s.inputs if i not in {x.name for x in stages})
-    sources = _checked_sources([find_stage(n) for n in needed], within)
+    earlier = PIPELINES[pipeline][: PIPELINES[pipeline].index(stages[0].name)]
+    sources = _checked_sources([find_stage(n) for n in needed], within, [find_stage(n) for n in earlier])
     steps = [Step(s, p, _overridden(s, p, profile, sets)) for s, p in typed.items()]
     return Plan(pipeline, profile, sets, _decided(steps, sources, within, forced), sources, within, forced)
 
@@ -225,11 +226,11 @@ def _decided(steps: Iterable[Step], sources: Mapping[str, str], within: str | No
         held[step.stage.name] = found[-1].source
     return tuple(found)
 
-# %% ../nbs/lib/21_plan.ipynb #dcebde5b
-def _checked_sources(needed: list[Stage], within: str | None) -> dict[str, str]:
+# %% ../nbs/lib/21_plan.ipynb #b910c779
+def _checked_sources(needed: list[Stage], within: str | None, earlier: list[Stage]) -> dict[str, str]:
     "Where earlier artefacts come from, their contents compared with their manifests."
     runs = settings().runs
-    sources = find_sources(needed, runs, find_run(within) if within else None) if needed else {}
+    sources = find_sources(needed, runs, find_run(within) if within else None, earlier) if needed else {}
     for stage in needed:
         verified_outputs(runs / sources[stage.name], stage)
     return sources
