@@ -1,11 +1,17 @@
 """A copy of the project to work in, and notebooks run as a person runs them in JupyterLab."""
 
+import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
+
+from amhs.core import read_json
+from amhs.stages import find_stage, notebook_defaults
 
 ROOT = Path(__file__).parent.parent
 
@@ -32,3 +38,20 @@ def run_by_hand(notebook: Path, allow_errors: bool = False):
     client.execute(env=plain_environment())
     nbformat.write(nb, notebook)
     return nb
+
+
+def run_in_batch(root: Path, *names: str) -> Path:
+    """Run stages in a run called `batch`, with the values their notebooks have as defaults."""
+    defaults = {name: notebook_defaults(root / find_stage(name).notebook) for name in names}
+    sets = [word for name, found in defaults.items() for k, v in found.items() for word in ("--set", f"{name}.{k}={json.dumps(v)}")]
+    command = [Path(sys.executable).with_name("amhs"), "run", "develop", "--to", names[-1], "--run-id", "batch", *sets]
+    done = subprocess.run(command, cwd=root, env=plain_environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode in (0, 3), done.stderr
+    return root
+
+
+def handed_over(record: Path) -> dict:
+    """What must be the same by hand and in a run: metrics, gates, artefacts by content; from a manifest or from results."""
+    found = read_json(record)
+    assert found["outputs"] and found["gates"]
+    return {k: found[k] for k in ("metrics", "gates", "outputs")}
