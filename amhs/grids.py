@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GridResult', 'grid_page', 'run_grid']
 
-# %% ../nbs/lib/24_grids.ipynb #fe5090e4
+# %% ../nbs/lib/24_grids.ipynb #83667852
 import html
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -19,6 +19,7 @@ from .config import settings
 from .core import atomic_path, write_json
 from .pages import badge, html_table, link, page, shown, tag
 from .plan import grid_sets, plan_run
+from .reports import write_index
 from .runs import Manner, Reporter, RunResult, end_kernels, run_pipeline, warm_worker
 from .stages import new_run
 
@@ -71,7 +72,7 @@ def grid_page(
             html_table(["run", *map(html.escape, varied), "status", *map(html.escape, metrics)], rows)]
     return page(f"grid {grid.folder.name}", "\n".join(body), "main { max-width: 90rem }")
 
-# %% ../nbs/lib/24_grids.ipynb #a11db6b3
+# %% ../nbs/lib/24_grids.ipynb #546c7234
 def run_grid(
     grid: Mapping[str, Any],  # "stage.name" or "name" -> values, or text "10,25"
     asked: Mapping[str, Any],  # arguments of `plan_run` that all runs share
@@ -95,11 +96,12 @@ def run_grid(
             end_kernels([f for f in working if not f.cancelled()])
     return _recorded(GridResult(folder, tuple(combinations), tuple(f.result() for f in working if not f.cancelled())))
 
-# %% ../nbs/lib/24_grids.ipynb #a4add1c8
+# %% ../nbs/lib/24_grids.ipynb #1dce00e2
 def _recorded(grid: GridResult) -> GridResult:
     "Write a grid's record and page."
     runs = [{"sets": c, "run_id": r.run_id, "status": r.status} for c, r in zip(grid.combinations, grid.results, strict=False)]
     write_json(grid.folder / "grid.json", {"verdict": grid.verdict, "runs": runs})
     with atomic_path(grid.report) as new:
         new.write_text(grid_page(grid), encoding="utf-8")
+    write_index(grid.folder.parent)
     return grid

@@ -269,12 +269,13 @@ def _state(stage: Stage, manifest: Mapping | None, source: str | None, runs: Pat
         return "is-none", f"../{source}/index.html#{stage.name}" if there else "#", f"taken from run {source}"
     return "is-none", "#", "not run"
 
-# %% ../nbs/lib/22_reports.ipynb #dbabc505
-def _row(stage: Stage, manifest: Mapping | None, state: tuple[str, str, str], x: float, y: float, left: float, bar: tuple[float, float]) -> str:
+# %% ../nbs/lib/22_reports.ipynb #27fa320a
+def _row(stage: Stage, manifest: Mapping | None, state: tuple[str, str, str], why: str, x: float, y: float, left: float,
+         bar: tuple[float, float]) -> str:
     "A stage's row: box, bar on the time axis, words, gates."
     tone, href, words = state
     reads = ", ".join(stage.inputs) or "nothing"
-    said = f"{stage.title} ({stage.title_ko}): {manifest['status'] if manifest else words}; reads {reads}"
+    said = f"{stage.title} ({stage.title_ko}): {manifest['status'] if manifest else words}; {why and why + '; '}reads {reads}"
     start, width = left + bar[0], max(bar[1] - bar[0], 3.0)
     drawn = _place(start, y + 11, "rect", tag("title", html.escape(said)), width=f"{width:g}", height="16", rx="3", class_="bar") if manifest else ""
     text = _place(start + (width if manifest else 0) + 8, y + 23.5, "text", html.escape(words), class_="faint")
@@ -288,7 +289,7 @@ def _axis(total: float, left: float, height: float) -> str:
     lines = [tag("line", x1=f"{x:g}", x2=f"{x:g}", y1="22", y2=f"{height:g}", class_="grid") for x, _ in at]
     return "".join(lines) + "".join(_place(x, 14, "text", label, class_="faint", **{"text-anchor": "middle"}) for x, label in at)
 
-# %% ../nbs/lib/22_reports.ipynb #daff292a
+# %% ../nbs/lib/22_reports.ipynb #d4f9af7b
 def pipeline_picture(
     record: Mapping,  # of the run: pipeline, sources
     found: Mapping[str, Mapping],  # stage name -> manifest, of the stages that ended in this run
@@ -303,7 +304,8 @@ def pipeline_picture(
     rows = []
     for s in stages:
         bar = tuple(_BARS * t / total for t in spans.get(s.name, (0, 0)))
-        rows.append(_row(s, found.get(s.name), _state(s, found.get(s.name), record["sources"].get(s.name), runs), *at[s.name], left, bar))
+        why = "; ".join(record.get("steps", {}).get(s.name, {}).get("why", ()))
+        rows.append(_row(s, found.get(s.name), _state(s, found.get(s.name), record["sources"].get(s.name), runs), why, *at[s.name], left, bar))
     width = left + _BARS + _WORDS + 22 * max((len(m["gates"]) for m in found.values()), default=0)
     drawn = tag("svg", _axis(total, left, height) if found else "", *wires, *rows, viewBox=f"0 0 {width:g} {height:g}", width=f"{width:g}",
                 height=f"{height:g}", role="img", class_="flow", **{"aria-label": "the pipeline"})
@@ -495,19 +497,25 @@ def _filters(records: list[dict]) -> str:
              tag("span", **{"data-count": ""})]
     return f"<form hidden>{''.join(parts)}</form>"
 
-# %% ../nbs/lib/22_reports.ipynb #8d8d1a87
+# %% ../nbs/lib/22_reports.ipynb #37bec388
+def _beside(runs: Path) -> str:
+    "Links to what was made of several runs: comparisons, grids."
+    compared = [(p.name, p.stem.removeprefix("compare-")) for p in sorted(runs.glob("compare-*.html"))]
+    grids = [(f"{p.parent.name}/index.html", p.parent.name) for p in sorted(runs.glob("[!.]*/grid.json"))]
+    both = (("Comparisons", compared), ("Grids", grids))
+    return "".join(tag("p", f"{name}: ", " · ".join(link(*one) for one in found)) for name, found in both if found)
+
+# %% ../nbs/lib/22_reports.ipynb #7c08f4a4
 def index_page(
     runs: Path | str,  # the folder of all runs
-    only: Iterable[str] | None = None,  # ids to list; None: all runs, and the comparisons made of them
+    only: Iterable[str] | None = None,  # ids to list; None: all runs, and the comparisons and grids made of them
 ) -> str:  # HTML that needs nothing else
     "The list of all runs, newest first."
     records = [r for r in run_records(runs) if only is None or r["run_id"] in only]
-    compared = sorted(Path(runs).glob("compare-*.html")) if only is None else []
     names = ("began", "run", "pipeline", "profile", "status", "verdict", "line", "headline", "took")
     heads = tag("tr", *(tag("th", tag("button", n, type="button")) for n in names))
     table = tag("table", tag("thead", heads), tag("tbody", *map(_index_row, records)))
-    links = " · ".join(link(p.name, p.stem.removeprefix("compare-")) for p in compared)
-    body = ["<h1>Runs</h1>", _filters(records), tag("div", table, class_="scroll"), tag("p", "Comparisons: ", links) if links else "",
+    body = ["<h1>Runs</h1>", _filters(records), tag("div", table, class_="scroll"), _beside(Path(runs)) if only is None else "",
             tag("script", _INDEX_JS)]
     return page("runs", "\n".join(body), _INDEX_CSS)
 

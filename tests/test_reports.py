@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from reviewed import check_pages
+from reviewed import Links, check_pages
 
 from amhs import reports
 from amhs.core import read_json, write_json
@@ -47,6 +47,8 @@ def test_the_picture_has_every_stage_with_its_state_and_where_it_leads(week):
     boxes = {a.find("text").text: a for a in of_class(picture(week / "tuesday"), "is-none") if a.tag == "a"}
     assert list(boxes) == ["01 business", "02 poc", "03 prototype", "04 data", "05 develop"]
     assert boxes["04 data"].get("href") == "../monday/index.html#data" and "taken from run monday" in boxes["04 data"].find("title").text
+    titles = [t.text for t in picture(week / "tuesday").iter("title")]
+    assert any("train.trees changed 7 → 9" in t for t in titles), "why a stage ran is in its tooltip"
     boxes = {a.find("text").text: a for a in of_class(picture(week / "thursday"), "is-none") if a.tag == "a"}
     assert len(boxes) == len(PIPELINES["develop"]) - 1
     assert boxes["04 data"].get("href") == "#" and "not run" in boxes["04 data"].find("title").text
@@ -154,6 +156,16 @@ def test_the_record_holds_what_the_list_shows_and_nothing_else_is_read(week, tmp
     record = read_json(week / "tuesday/run.json")
     assert {"name": "mae", "value": 3.0, "unit": "jobs", "stage": "train"} in record["headline"]
     assert record["gates"][1] - record["gates"][0] == 1 and (record["site"], record["line"]) == ("simulated", "HUB1")
+
+
+def test_the_list_leads_to_grids_and_comparisons(week, tmp_path):
+    shutil.copytree(week, tmp_path / "runs")
+    write_json(tmp_path / "runs/20260701-120000-grid/grid.json", {"verdict": "2 of 2 runs: 2 finished.", "runs": []})
+    (tmp_path / "runs/20260701-120000-grid/index.html").write_text("a grid")
+    (tmp_path / "runs/compare-monday-tuesday.html").write_text("a comparison")
+    reports.write_index(tmp_path / "runs")
+    assert check_pages(tmp_path / "runs") == check_pages(week) + 2
+    assert {"compare-monday-tuesday.html", "20260701-120000-grid/index.html"} <= set(Links(tmp_path / "runs/index.html").links)
 
 
 def test_the_page_of_a_running_run_lists_it(tmp_path):
