@@ -17,11 +17,3 @@ def week(tmp_path_factory):
         root = tmp_path_factory.mktemp("week")
         own_settings(patch, root)
         yield make_runs(root)
-
-
-@pytest.fixture(scope="session")
-def batch(tmp_path_factory):
-    """A copy of the project with one run, `batch`: stages 01 and 02 with the values their notebooks have as defaults."""
-    from by_hand import copy_project, run_in_batch
-
-    return run_in_batch(copy_project(tmp_path_factory.mktemp("real") / "project"), "business", "poc")

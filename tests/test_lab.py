@@ -13,7 +13,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from by_hand import handed_over, plain_environment
+from by_hand import copy_project, handed_over, plain_environment, run_in_batch
 
 from amhs.core import read_json, write_json
 
@@ -29,16 +29,17 @@ def git(cwd, *args):
 
 
 @pytest.fixture(scope="module")
-def clone(batch):
+def clone(tmp_path_factory):
     """A copy of the project under git, with a good run of stages 01 and 02, and an older one whose stage 02 fails."""
-    git(batch, "init", "-q")
-    git(batch, "add", ".")
-    git(batch, "commit", "-q", "-m", "as it is")
+    root = run_in_batch(copy_project(tmp_path_factory.mktemp("lab") / "project"), "business", "poc")
+    git(root, "init", "-q")
+    git(root, "add", ".")
+    git(root, "commit", "-q", "-m", "as it is")
     sets = ("--set", "business.source=gone.csv", "--set", "poc.trees=23")
-    assert amhs(batch, "run", "develop", "--to", "poc", "--run-id", "broken", *sets).returncode == 1
-    record = batch / "runs/broken/run.json"
+    assert amhs(root, "run", "develop", "--to", "poc", "--run-id", "broken", *sets).returncode == 1
+    record = root / "runs/broken/run.json"
     write_json(record, read_json(record) | {"started": "2026-01-01T00:00:00+09:00"})
-    return batch
+    return root
 
 
 def environment(root):

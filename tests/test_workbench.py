@@ -9,7 +9,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from by_hand import ROOT, handed_over, plain_environment, run_by_hand
+from by_hand import ROOT, copy_project, handed_over, plain_environment, run_by_hand, run_in_batch
 from hypothesis import given
 from hypothesis import strategies as st
 from papermill.translators import PythonTranslator
@@ -193,10 +193,12 @@ def test_by_hand_is_the_same_as_in_a_run_toy(toy):
     assert handed_over(toy / "runs/scratch/03_prototype/results.json") == handed_over(result.folder / "03_prototype/manifest.json")
 
 
-def test_by_hand_is_the_same_as_in_a_run_real(batch):
-    """Stage 01 as it is; stage 02 is run by hand in a browser, in test_lab.py."""
-    run_by_hand(batch / "nbs/stages/01_business.ipynb")
-    assert handed_over(batch / "runs/scratch/01_business/results.json") == handed_over(batch / "runs/batch/01_business/manifest.json")
+@pytest.mark.parametrize("names", [("business",), pytest.param(("business", "poc"), marks=pytest.mark.full)], ids=["business", "poc"])
+def test_by_hand_is_the_same_as_in_a_run_real(tmp_path, names):
+    """The real stages, as the project has them; test_lab.py does stage 02 in a browser."""
+    root, folder = run_in_batch(copy_project(tmp_path / "project"), *names), stages.find_stage(names[-1]).folder
+    run_by_hand(root / f"nbs/stages/{folder}.ipynb")
+    assert handed_over(root / f"runs/scratch/{folder}/results.json") == handed_over(root / f"runs/batch/{folder}/manifest.json")
 
 
 # --- clean notebooks ---
