@@ -16,4 +16,4 @@ def week(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         root = tmp_path_factory.mktemp("week")
         own_settings(patch, root)
-        yield make_runs(root)
+        return make_runs(root)
