@@ -40,10 +40,11 @@ def run_by_hand(notebook: Path, allow_errors: bool = False):
     return nb
 
 
-def run_in_batch(root: Path, *names: str) -> Path:
-    """Run stages in a run called `batch`, with the values their notebooks have as defaults."""
+def run_in_batch(root: Path, *names: str, **other: str) -> Path:
+    """Run stages in a run called `batch`, with the values their notebooks have as defaults; `other` is for stage 01."""
     defaults = {name: notebook_defaults(root / find_stage(name).notebook) for name in names}
     sets = [word for name, found in defaults.items() for k, v in found.items() for word in ("--set", f"{name}.{k}={json.dumps(v)}")]
+    sets += [word for k, v in other.items() for word in ("--set", f"business.{k}={v}")]
     command = [Path(sys.executable).with_name("amhs"), "run", "develop", "--to", names[-1], "--run-id", "batch", *sets]
     done = subprocess.run(command, cwd=root, env=plain_environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode in (0, 3), done.stderr

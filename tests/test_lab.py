@@ -31,7 +31,7 @@ def git(cwd, *args):
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
     """A copy of the project under git, with a good run of stages 01 and 02, and an older one whose stage 02 fails."""
-    root = run_in_batch(copy_project(tmp_path_factory.mktemp("lab") / "project"), "business", "poc")
+    root = run_in_batch(copy_project(tmp_path_factory.mktemp("lab") / "project"), "business", "poc", days="8")  # few, to be quick
     git(root, "init", "-q")
     git(root, "add", ".")
     git(root, "commit", "-q", "-m", "as it is")
