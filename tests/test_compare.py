@@ -176,12 +176,12 @@ def amhs(root, *args):
     return subprocess.run([Path(sys.executable).with_name("amhs"), *args], cwd=root, capture_output=True, text=True, timeout=120)
 
 
-def test_the_command_says_it_in_short_and_where_the_page_is(week):
-    done = amhs(week.parent, "runs", "compare", "mon", "tue")
-    (week / "compare-monday-tuesday.html").unlink()
+def test_the_command_says_it_in_short_and_where_the_page_is(week, tmp_path):
+    root = shutil.copytree(week.parent, tmp_path / "project")
+    done = amhs(root, "runs", "compare", "mon", "tue")
     lines = done.stdout.splitlines()
     assert done.returncode == 0 and lines[:2] == ["A monday: finished", "B tuesday: refused"]
     assert any(re.fullmatch(r"parameters +1 of \d+ differ: train trees 7 → 9", x) for x in lines)
-    assert lines[-1] == "Page: runs/compare-monday-tuesday.html"
-    done = amhs(week.parent, "runs", "compare", "monday", "teusday")
+    assert lines[-1] == "Page: runs/compare-monday-tuesday.html" and check_pages(root / "runs")
+    done = amhs(root, "runs", "compare", "monday", "teusday")
     assert done.returncode == 2 and "use one of tuesday" in done.stderr and "Traceback" not in done.stderr
