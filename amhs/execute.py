@@ -295,8 +295,14 @@ def _papermill(notebook: Path, params: dict, watch: Watch) -> None:
 # %% ../nbs/lib/23_execute.ipynb #528b1443
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
-# %% ../nbs/lib/23_execute.ipynb #0b15d8bd
-def cell_error(nb: Path, cell_id: str | None, name: str, message: str, traceback: Iterable[str] = ()) -> dict:
+# %% ../nbs/lib/23_execute.ipynb #19e42bf6
+def cell_error(
+    nb: Path,  # the executed notebook
+    cell_id: str | None,  # of the failed cell; None: no cell failed
+    name: str,  # the exception, or what happened
+    message: str,  # what it said
+    traceback: Iterable[str] = (),  # its lines
+) -> dict:  # cell_index, cell_id, cell (n-th code cell), source, name, message, traceback
     "What a manifest says of a failed cell."
     cells = read_cells(nb) if nb.is_file() else []
     index = next((i for i, c in enumerate(cells) if c.get("id") == cell_id), None)
@@ -402,8 +408,14 @@ def _before(step: Step, run: Path, plan: Plan, sources: Mapping[str, str], start
     return (names | {"notebook": stage.notebook, "status": "running", "started": started} | asked
             | {"inputs": _inputs_record(step, run, sources)} | _provenance(project_root() / stage.notebook))
 
-# %% ../nbs/lib/23_execute.ipynb #7f5a04ee
-def completed(manifest: dict, watch: Watch, status: str, error: dict | None, duration_s: float) -> dict:
+# %% ../nbs/lib/23_execute.ipynb #ef7a5e29
+def completed(
+    manifest: dict,  # as it was before the stage ran
+    watch: Watch,  # what was seen of the stage
+    status: str,  # how it ended
+    error: dict | None,  # from `cell_error`
+    duration_s: float,  # wall time
+) -> dict:  # the whole manifest
     "A manifest completed with what happened."
     results = _results(watch.folder)
     back = next((g["reenter"] for g in results["gates"] if g["reenter"]), None)
@@ -452,17 +464,21 @@ def secrets_of(
             found[reveal(reference)] = reference
     return {value: reference for value, reference in found.items() if len(value) >= 4}
 
-# %% ../nbs/lib/23_execute.ipynb #b0177777
-def close_stage(watch: Watch, stage: Stage, manifest: dict) -> None:
+# %% ../nbs/lib/23_execute.ipynb #a0cf69cd
+def close_stage(
+    watch: Watch,  # what was seen of the stage
+    stage: Stage,  # which
+    manifest: dict,  # complete
+) -> None:
     "Leave a stage's folder as a reviewer should find it."
     nb, folder = watch.folder / "notebook.ipynb", watch.folder
     if manifest["status"] not in (*GOOD, "skipped"):
         shutil.rmtree(folder / "artefacts", ignore_errors=True)
     if nb.is_file():
         _straighten(nb, stage, watch.ran)
-    for name in ("results.json", "stage.json", "kernel.log"):
-        if name != "kernel.log" or not (folder / name).stat().st_size:
-            (folder / name).unlink(missing_ok=True)
+    silent = [p for p in folder.glob("kernel.log") if not p.stat().st_size]
+    for path in (folder / "results.json", folder / "stage.json", *silent):
+        path.unlink(missing_ok=True)
     write_json(folder / "manifest.json", manifest)
 
 # %% ../nbs/lib/23_execute.ipynb #ba81c311

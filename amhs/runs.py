@@ -302,9 +302,9 @@ class _Work:
     steps: dict[str, Step] = field(default_factory=dict)  # stage -> as it was decided in the end
     pages: list[Callable[[], None]] = field(default_factory=list)  # wait for the stages' pages
 
-# %% ../nbs/lib/24_runs.ipynb #8e039f87
+# %% ../nbs/lib/24_runs.ipynb #b8616e19
 @patch
-def carry_out(self: _Work, step: Step) -> tuple[Step, dict]:
+def _carry_out(self: _Work, step: Step) -> tuple[Step, dict]:
     "Decide a step and, if need be, run it."
     with _TURNS[sha256_json([step.stage.name, step.params.model_dump(mode="json")])]:
         step = decide(step, self.held, self.plan.within, self.plan.forced)
@@ -320,16 +320,16 @@ def carry_out(self: _Work, step: Step) -> tuple[Step, dict]:
             self.show.end(step, manifest)
         return step, manifest
 
-# %% ../nbs/lib/24_runs.ipynb #e1304db4
+# %% ../nbs/lib/24_runs.ipynb #17071ea3
 @patch
-def ready(self: _Work, waiting: Iterable[Step]) -> list[Step]:
+def _ready(self: _Work, waiting: Iterable[Step]) -> list[Step]:
     "Steps whose inputs are there."
     ahead = {s.stage.name for s in self.plan.steps} - self.done.keys()
     return [s for s in waiting if not ahead & set(s.stage.inputs)]
 
-# %% ../nbs/lib/24_runs.ipynb #1ab17dba
+# %% ../nbs/lib/24_runs.ipynb #160da565
 @patch
-def note(self: _Work, step: Step, manifest: dict, began: float) -> str:
+def _note(self: _Work, step: Step, manifest: dict, began: float) -> str:
     "Put a step that is done on the run's record; the run's status so far."
     name = step.stage.name
     self.done[name], self.steps[name], self.held[name] = manifest, step, step.source or self.run.name
@@ -342,16 +342,16 @@ def note(self: _Work, step: Step, manifest: dict, began: float) -> str:
     _put_record(self.run, status=status, verdict=verdict, duration_s=round(time.perf_counter() - began, 3), sources=sources, steps=told)
     return status
 
-# %% ../nbs/lib/24_runs.ipynb #cb27bf7c
+# %% ../nbs/lib/24_runs.ipynb #56a0b258
 @patch
-def go(self: _Work) -> None:
+def _go(self: _Work) -> None:
     "Carry out the plan until it is done or something stops it."
     waiting, working, began = list(self.plan.steps), {}, time.perf_counter()
     with ThreadPoolExecutor(self.manner.jobs) as pool:
         while waiting or working:
-            for step in self.ready(waiting)[: self.manner.jobs - len(working)]:
+            for step in self._ready(waiting)[: self.manner.jobs - len(working)]:
                 waiting.remove(step)
-                working[pool.submit(self.carry_out, step)] = step
+                working[pool.submit(self._carry_out, step)] = step
             try:
                 finished, _ = wait(working, return_when=FIRST_COMPLETED)
             except KeyboardInterrupt:
@@ -359,7 +359,7 @@ def go(self: _Work) -> None:
                 waiting.clear()
             for future in finished:
                 del working[future]
-                if self.note(*future.result(), began) not in ("running", "finished", "gate failed"):
+                if self._note(*future.result(), began) not in ("running", "finished", "gate failed"):
                     waiting.clear()
     for page in self.pages:
         page()
@@ -403,7 +403,7 @@ def _truthful(run: Path) -> Iterator[None]:
                              fix=f"see to the disk, then go on with `amhs run --resume {run.name}`") from e
         raise
 
-# %% ../nbs/lib/24_runs.ipynb #02d7659e
+# %% ../nbs/lib/24_runs.ipynb #89571000
 def run_pipeline(
     pipeline: str = "develop",  # a name in `PIPELINES`
     profile: str = "demo",  # smoke, demo or full
@@ -427,7 +427,7 @@ def run_pipeline(
     with warm_worker(manner, needed) as own, _terminable(), lock_run(_run_folder(plan, runs, run_id, within, manner.clock)) as run, _truthful(run):
         _open_record(run, plan, manner.clock, (first, last))
         work = _Work(plan, run, manner, manner.show or reporter(), warm or own, dict(plan.sources))
-        work.go()
+        work._go()
     record = read_json(run / "run.json")
     write_json(runs / "latest.json", {"run_id": run.name, "status": record["status"], "report": f"{run.name}/index.html"})
     executed = tuple(n for n, s in work.steps.items() if s.action == "run")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-# %% ../nbs/lib/22_warm.ipynb #d2dd0ea3
+# %% ../nbs/lib/22_warm.ipynb #5b985d70
 HEAVY = (
     "ipykernel.kernelapp", "ipykernel.ipkernel", "ipykernel.debugger", "IPython.core.debugger", "IPython.core.completerlib",
     "IPython.extensions.storemagic", "sqlite3", "tornado.platform.asyncio", "nbconvert.exporters.html", "numpy", "pandas",
@@ -82,9 +82,9 @@ class _Worker:
     waiting: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
     kernels: dict[int, tuple[int, socket.socket]] = field(default_factory=dict)  # pidfd -> pid, whom to tell
 
-# %% ../nbs/lib/22_warm.ipynb #8921c3d3
+# %% ../nbs/lib/22_warm.ipynb #61b51715
 @patch
-def begin(self: _Worker) -> None:
+def _begin(self: _Worker) -> None:
     "Take a request and fork."
     answer, _ = self.listener.accept()
     with answer.makefile("r") as lines:
@@ -98,9 +98,9 @@ def begin(self: _Worker) -> None:
     self.kernels[pidfd] = (pid, answer)
     self.waiting.register(pidfd, selectors.EVENT_READ)
 
-# %% ../nbs/lib/22_warm.ipynb #dfabe9df
+# %% ../nbs/lib/22_warm.ipynb #3821f37e
 @patch
-def end(self: _Worker, pidfd: int) -> None:
+def _end(self: _Worker, pidfd: int) -> None:
     "Tell how a kernel ended: its exit code, or minus the signal."
     pid, answer = self.kernels.pop(pidfd)
     self.waiting.unregister(pidfd)
@@ -111,7 +111,7 @@ def end(self: _Worker, pidfd: int) -> None:
     answer.close()
     os.close(pidfd)
 
-# %% ../nbs/lib/22_warm.ipynb #9764e351
+# %% ../nbs/lib/22_warm.ipynb #3e9f0ccb
 def serve(
     listener_fd: int,  # a listening Unix socket
 ) -> None:
@@ -123,13 +123,13 @@ def serve(
     while True:
         for key, _ in worker.waiting.select():
             if key.fileobj is worker.listener:
-                worker.begin()
+                worker._begin()
             elif key.fd == 0:
                 for pid, _ in worker.kernels.values():
                     os.kill(pid, signal.SIGKILL)
                 return
             elif key.fd in worker.kernels:
-                worker.end(key.fd)
+                worker._end(key.fd)
 
 # %% ../nbs/lib/22_warm.ipynb #8f3304ef
 def can_fork() -> bool:
@@ -238,9 +238,12 @@ def poll(self: Forked) -> int | None:
             self.line.close()
     return self.returncode
 
-# %% ../nbs/lib/22_warm.ipynb #10172cd7
+# %% ../nbs/lib/22_warm.ipynb #d85fffee
 @patch
-def wait(self: Forked, timeout: float | None = None) -> int:
+def wait(
+    self: Forked,
+    timeout: float | None = None,  # seconds; None: for ever
+) -> int:  # exit code, or minus the signal
     "Wait for its end."
     if self.returncode is None:
         self.line.settimeout(timeout)
@@ -248,9 +251,12 @@ def wait(self: Forked, timeout: float | None = None) -> int:
         self.line.close()
     return self.returncode
 
-# %% ../nbs/lib/22_warm.ipynb #5de04abe
+# %% ../nbs/lib/22_warm.ipynb #b496f39d
 @patch
-def send_signal(self: Forked, signum: int) -> None:
+def send_signal(
+    self: Forked,
+    signum: int,  # e.g. `signal.SIGINT`
+) -> None:
     "Signal the kernel, unless it has ended."
     if self.poll() is None:
         os.kill(self.pid, signum)

@@ -91,7 +91,7 @@ def test_a_failed_gate_exits_3(toy):
     (["--set", "poc.trees=few"], "poc: `trees`"),
     (["--profile", "dmeo"], "no such profile"),
     (["--from", "traim"], "use one of train"),
-    (["--run", "nothing"], "no such run"),
+    (["--resume", "nothing"], "no such run"),
 ])
 def test_bad_words_exit_2_with_one_message_and_no_traceback(toy, args, said):
     before = sorted(toy[0].glob("runs/*"))
