@@ -181,7 +181,7 @@ def test_another_process_predicts_the_same_to_the_bit(name, tmp_path):
 def test_loaded_models_keep_what_is_known(name, tmp_path):
     model, again = trained(name), load_model(trained(name).save(tmp_path / "m"))
     assert (again.name, again.seed, again.horizons, again.hyper) == (model.name, model.seed, model.horizons, model.hyper)
-    assert again.info == json.loads(json.dumps(model.info))
+    assert again.info == {k: v for k, v in json.loads(json.dumps(model.info)).items() if k != "seconds"}, "the same training, the same file"
     assert again.explain(later()).equals(model.explain(later()))
     assert {p.suffix for p in (tmp_path / "m").iterdir()} <= {".json", ".ubj", ".npz"}
 
