@@ -657,6 +657,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'amhs.provenance._exported': ('lib/provenance.html#_exported', 'amhs/provenance.py'),
                                  'amhs.provenance._git': ('lib/provenance.html#_git', 'amhs/provenance.py'),
                                  'amhs.provenance._imported': ('lib/provenance.html#_imported', 'amhs/provenance.py'),
+                                 'amhs.provenance._installed': ('lib/provenance.html#_installed', 'amhs/provenance.py'),
                                  'amhs.provenance._notebook_source': ('lib/provenance.html#_notebook_source', 'amhs/provenance.py'),
                                  'amhs.provenance.code_state': ('lib/provenance.html#code_state', 'amhs/provenance.py'),
                                  'amhs.provenance.environment': ('lib/provenance.html#environment', 'amhs/provenance.py'),

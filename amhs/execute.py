@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Limits', 'Watch', 'cell_error', 'completed', 'secrets_of', 'close_stage', 'write_page', 'run_stage']
 
-# %% ../nbs/lib/23_execute.ipynb #dccf916b
+# %% ../nbs/lib/23_execute.ipynb #7411320e
 import contextlib, json, logging, math, os, re, shutil, signal, tempfile, threading, time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ from .plan import Plan, Step, parameters_table
 from .provenance import code_state, environment, notebook_hash, reachable_modules
 from .reports import notebook_html, stage_head
 from .stages import GOOD, Stage, find_stage, local_now, read_cells, stage_manifest
-from .warm import Warm
+from .warm import Forked, Warm
 
 # %% ../nbs/lib/23_execute.ipynb #3c54d9fc
 @dataclass
@@ -198,7 +198,7 @@ def _is_idle(message: dict, question: str) -> bool:
     "Whether a message says that a question has been dealt with."
     return message["parent_header"].get("msg_id") == question and message["content"].get("execution_state") == "idle"
 
-# %% ../nbs/lib/23_execute.ipynb #873b2a93
+# %% ../nbs/lib/23_execute.ipynb #eedafb7c
 def _forking(watch: Watch, manager: Any) -> Any:
     "A provisioner that has the warm worker fork the kernel; the usual way if it cannot."
     from jupyter_client.provisioning import LocalProvisioner
@@ -211,6 +211,11 @@ def _forking(watch: Watch, manager: Any) -> Any:
                 return await super().launch_kernel(cmd, **kw)
             self.pid, self.pgid = self.process.pid, self.process.pid
             return self.connection_info
+
+        async def kill(self, restart=False):
+            await super().kill(restart=restart)
+            if isinstance(self.process, Forked):  # its end is told at once; Jupyter would look every 0.1 s
+                self.process.wait(5)
 
     return Provisioner(kernel_id=manager.kernel_id, kernel_spec=manager.kernel_spec, parent=manager)
 

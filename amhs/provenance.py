@@ -76,17 +76,24 @@ def notebook_hash(
 # %% ../nbs/lib/20_provenance.ipynb #c0ce48da
 _PACKAGES = ("amhs", "numpy", "pandas", "pyarrow", "numba", "scikit-learn", "xgboost-cpu", "xgboost", "shap", "papermill", "ipykernel")
 
-# %% ../nbs/lib/20_provenance.ipynb #f5ee8814
+# %% ../nbs/lib/20_provenance.ipynb #e5bdf0bc
+@cache
+def _installed() -> dict[str, str]:
+    "Versions of the packages that results depend on most."
+    found = {}
+    for name in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+# %% ../nbs/lib/20_provenance.ipynb #2248fe73
 def environment(
     root: Path | str | None = None,  # the project's folder; None: found
 ) -> dict:  # lock_sha256, python, platform, cpus, packages
     "The environment a stage runs in."
-    lock, packages = Path(root or project_root()) / "requirements.lock", {}
-    for name in _PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            packages[name] = importlib.metadata.version(name)
+    lock = Path(root or project_root()) / "requirements.lock"
     return {"lock_sha256": sha256_file(lock) if lock.is_file() else None, "python": platform.python_version(),
-            "platform": platform.platform(terse=True), "cpus": os.cpu_count(), "packages": packages}
+            "platform": platform.platform(terse=True), "cpus": os.cpu_count(), "packages": _installed()}
 
 # %% ../nbs/lib/20_provenance.ipynb #bb3df297
 def _exported(root: Path, folder: Path) -> dict[str, str]:

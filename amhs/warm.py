@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['HEAVY', 'serve', 'can_fork', 'Warm', 'start_warm', 'Forked']
 
-# %% ../nbs/lib/22_warm.ipynb #f8ded50c
-import contextlib, importlib, json, os, selectors, signal, socket, subprocess, sys
+# %% ../nbs/lib/22_warm.ipynb #931589e7
+import contextlib, gc, importlib, json, os, selectors, signal, socket, subprocess, sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,12 +21,15 @@ HEAVY = (
     "amhs.develop", "amhs.plots", "amhs.quality", "amhs.stages", "amhs.reports",
 )
 
-# %% ../nbs/lib/22_warm.ipynb #fea19e1f
+# %% ../nbs/lib/22_warm.ipynb #6e8ba36e
 def _preload(names: Iterable[str]) -> None:
     "Import what there is of these modules; what is broken will say so in the stage that needs it."
     for name in names:
         with contextlib.suppress(Exception):
             importlib.import_module(name)
+    with contextlib.suppress(Exception):
+        sys.modules["pandas"].DataFrame({"a": [0.5]})._repr_html_()
+    gc.freeze()
 
 # %% ../nbs/lib/22_warm.ipynb #81614c22
 def _become_kernel(request: dict, answer: socket.socket) -> None:
