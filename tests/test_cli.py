@@ -106,6 +106,31 @@ def test_unknown_pipeline_and_option(toy):
     assert amhs(toy[0], "run", "--porfile", "demo").returncode == 2
 
 
+def test_asked_again_it_answers_without_importing_anything(toy):
+    root, _ = toy
+    words = ["run", "develop", "--to", "business", "--set", "business.days=9"]
+    first, second = amhs(root, *words), amhs(root, *words)
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert "Nothing to do, run first holds it all." in first.stdout and second.stdout == first.stdout
+    code = f"import sys, os; os.chdir({str(root)!r}); sys.argv = ['amhs', *{words}]\nfrom amhs import cli\ntry: cli.main()\nexcept SystemExit: pass"
+    assert not loaded(code) & {"yaml", "rich", "pandas", "papermill", "amhs.config", "amhs.plan", "amhs.runs"}
+
+
+def test_overrides_come_from_option_file_and_papermills_habit(toy):
+    root, _ = toy
+    (root / "night.yaml").write_text("business: {days: 20, line: A}\npoc.min_skill: 1e-3\n")
+    done = amhs(root, "run", "develop", "--to", "poc", "-f", "night.yaml", "-p", "business.line", "B", "--plan", "--json")
+    told = {s["stage"]: s for s in json.loads(done.stdout)["stages"]}
+    assert {n: o["value"] for n, o in told["business"]["overridden"].items()} == {"days": 20, "line": "B"}
+    assert told["poc"]["parameters"]["min_skill"] == 0.001 and told["poc"]["action"] == "run" and told["poc"]["why"]
+
+
+def test_a_grid_by_command(toy):
+    root, _ = toy
+    done = amhs(root, "run", "develop", "--to", "business", "--grid", "line=A,B", "--isolated")
+    assert done.returncode == 0 and done.stdout.startswith("2 of 2 runs: 2 finished. 2 stages executed."), done.stdout + done.stderr
+
+
 def test_plan_runs_nothing(toy):
     before = sorted(toy[0].rglob("runs/*"))
     done = amhs(toy[0], "run", "develop", "--profile", "smoke", "--set", "train.trees=77", "--plan")
