@@ -57,10 +57,10 @@ _FOLDS_CSS = """
 
 # %% ../nbs/lib/22_reports.ipynb #9e386377
 _NOTEBOOK_CSS = _FOLDS_CSS + """
-main { max-width: 66rem }  .cell { margin: .9rem 0 }  .output_subarea { margin: .5rem 0; overflow-x: auto }
+main { max-width: 66rem }  .cell { margin: .9rem 0 }  .text_cell_render { overflow-x: auto }  .output_subarea { margin: .5rem 0; overflow-x: auto }
 header { display: flex; flex-wrap: wrap; gap: .3rem 1rem; align-items: baseline; font-size: .92rem }
 .about { border-bottom: 1px solid var(--line); padding-bottom: .8rem; margin-bottom: 1.4rem; font-size: .92rem }
-.about ~ [id="cell-id=parameters-table"], .about + .celltag_papermill-error-cell-tag { display: none }
+.about + .celltag_papermill-error-cell-tag { display: none }
 .input_area { border-left: 3px solid var(--line) }  .highlight pre { white-space: pre }
 .prompt { font: .72rem ui-monospace, monospace; color: var(--soft); margin-top: .3rem }
 .output_prompt, .prompt:empty, .anchor-link, .celltag_injected-parameters { display: none }
