@@ -1088,7 +1088,7 @@ def _differences(
     "The model minus each other, paired."
     both = {name: pd.concat(d) for name, d in draws.items()}
     parts = []
-    for other in both.keys() - {model}:
+    for other in (name for name in both if name != model):
         shared = both[model].index.intersection(both[other].index, sort=False)
         parts.append(_tidy(both[model].loc[shared] - both[other].loc[shared], n, other=other))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
