@@ -31,7 +31,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                           'amhs.cli._installed': ('lib/cli.html#_installed', 'amhs/cli.py'),
                           'amhs.cli._locked': ('lib/cli.html#_locked', 'amhs/cli.py'),
                           'amhs.cli._manner': ('lib/cli.html#_manner', 'amhs/cli.py'),
-                          'amhs.cli._outcome': ('lib/cli.html#_outcome', 'amhs/cli.py'),
                           'amhs.cli._overrides': ('lib/cli.html#_overrides', 'amhs/cli.py'),
                           'amhs.cli._print_json': ('lib/cli.html#_print_json', 'amhs/cli.py'),
                           'amhs.cli._remember': ('lib/cli.html#_remember', 'amhs/cli.py'),

@@ -110,7 +110,7 @@ def _speak(lang: str | None, resume: str | None) -> None:
     if lang:
         os.environ["AMHS_LANG"] = lang
 
-# %% ../nbs/lib/25_cli.ipynb #332c9b75
+# %% ../nbs/lib/25_cli.ipynb #5d081487
 @app.command()
 def run(
     pipeline: Annotated[str, typer.Argument(help="Which pipeline: develop.")] = "develop",  # a name in PIPELINES
@@ -125,7 +125,7 @@ def run(
     plan: Annotated[bool, _PLAN] = False,  # starts no kernel
     as_json: Annotated[bool, _JSON] = False,  # for programs
     grid: Annotated[list[str] | None, _GRID] = None,  # "stage.name=A,B" or "name=A,B" each
-    jobs: Annotated[int, _JOBS] = 1,  # processes
+    jobs: Annotated[int, _JOBS] = 1,  # each with a kernel of its own
     isolated: Annotated[bool, _ISOLATED] = False,  # slower; nothing shared
     timeout_s: Annotated[float | None, _TIMEOUT] = None,  # None: for ever
     memory_mb: Annotated[float | None, _MEMORY] = None,  # None: what the machine has
@@ -144,10 +144,9 @@ def run(
         _show_plan(plan_run(**asked), as_json)
         return
     result = _carried_out(asked, run_id, parse_assignments(grid or ()), _manner(jobs, isolated, timeout_s, memory_mb))
-    text, code = _outcome(result, _grid_text if grid else _run_text)
     if plain:
-        _remember(question, result, text, code)
-    _end_run(text, code)
+        _remember(question, result)
+    _end_run((_grid_text if grid else _run_text)(result), result.exit_code)
 
 # %% ../nbs/lib/25_cli.ipynb #01a1f92a
 def _overrides(file: Path | None, sets: list[str] | None) -> dict[str, Any]:
@@ -206,21 +205,16 @@ def _grid_text(result: Any) -> str:
 
     return f"{result.verdict}\nReport: {short_path(result.report)}"
 
-# %% ../nbs/lib/25_cli.ipynb #9452c645
-def _outcome(result: Any, text: Any) -> tuple[str, int]:
-    "What is printed, and the exit code."
-    return text(result), result.exit_code
-
-# %% ../nbs/lib/25_cli.ipynb #a53dbe88
-def _remember(question: Any, result: Any, text: str, code: int) -> None:
+# %% ../nbs/lib/25_cli.ipynb #044bdde2
+def _remember(question: Any, result: Any) -> None:
     "Keep the answer if asking again would change nothing."
     from dataclasses import replace
 
     from amhs.runs import rests_on
 
-    if code in (0, 3):
+    if result.exit_code in (0, 3):
         again = _run_text(replace(result, executed=()))
-        answers.remember(question, {"text": again, "code": code}, rests_on(result))
+        answers.remember(question, {"text": again, "code": result.exit_code}, rests_on(result))
 
 # %% ../nbs/lib/25_cli.ipynb #67199f49
 def _end_run(text: str, code: int) -> None:
