@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from amhs.config import Thresholds, load_site
 from amhs.core import ParameterError
-from amhs.rules import apply_rules, load_rules, rules_off
+from amhs.rules import HYBRIDS, apply_rules, compile_rules, decide, hybrid_score, load_rules, rules_off
 
 PLAIN: dict[str, Callable] = {
     "severe_bottleneck": lambda row: row["hub_free_slots"] < 550,
@@ -61,7 +61,7 @@ def test_rows_keep_their_line_and_minute():
 def test_missing_columns_switch_rules_off_and_it_is_said(caplog):
     frame = telemetry(hub_jobs=[300], hub_free_slots=[500])
     found = apply_rules(frame, load_rules())
-    assert list(found) == ["severe_bottleneck", "bottleneck", "level", "severity", "fired", "blind"]
+    assert list(found) == ["severe_bottleneck", "bottleneck", "level", "severity", "calm", "fired", "blind"]
     assert "transport_delay needs fab_over_4min" in caplog.text
     assert rules_off(frame, load_rules()) == {"transport_delay": ["fab_over_4min"], "combined": ["fab_over_4min"]}
 
@@ -101,5 +101,67 @@ def test_operators_at_the_limit(tmp_path, sign):
     ("name: empty", "has no rules"),
 ])
 def test_a_wrong_file_is_refused_before_use(tmp_path, text, said):
+    with pytest.raises(ParameterError, match=said):
+        load_rules(write(tmp_path, text))
+
+
+CALM = """
+rules:
+  full: {severity: 3, when: [hub_free_slots < 550]}
+  slow: {severity: 1, when: [fab_over_4min > 35]}
+  level: {when: [hub_jobs >= 280]}
+  empty: {says: calm, when: [hub_jobs < 200]}
+"""
+
+
+@pytest.fixture(scope="module")
+def calm_rules(tmp_path_factory):
+    return load_rules(write(tmp_path_factory.mktemp("rules"), CALM))
+
+
+@given(st.lists(st.tuples(near, slow, jobs, st.sampled_from([250.0, 290.0, 310.0, float("-inf"), float("nan")])), min_size=1, max_size=12),
+       st.sampled_from(sorted(HYBRIDS)))
+def test_one_minute_at_a_time_decides_like_the_table(calm_rules, rows, hybrid):
+    frame = telemetry(hub_free_slots=[r[0] for r in rows], fab_over_4min=[r[1] for r in rows], hub_jobs=[r[2] for r in rows])
+    found = apply_rules(frame, calm_rules)
+    table = hybrid_score(pd.Series([r[3] for r in rows], found.index), found, hybrid)
+    judge = compile_rules(calm_rules, ["hub_jobs", "fab_over_4min", "hub_free_slots"])
+    for i, (free, over, level, score) in enumerate(rows):
+        verdict = judge(np.array([level, over, free], "float32"))
+        assert verdict.severity == found["severity"].iloc[i] and verdict.calm == found["calm"].iloc[i]
+        assert ", ".join(verdict.fired) == found["fired"].iloc[i] and verdict.blind == found["blind"].iloc[i]
+        decision = decide(None if np.isnan(score) else score, 290.0, verdict, hybrid)
+        assert decision.score == table["score"].iloc[i] and decision.by == table["by"].iloc[i]
+        assert decision.alarm == (table["score"].iloc[i] >= 290)
+
+
+@pytest.mark.parametrize(("hybrid", "alarms"), [
+    # free and calm, nothing fires, warned, critical; the model fears every minute but the last
+    ("model", [True, True, True, False]), ("rules", [False, False, True, True]), ("shadow", [False, False, True, True]),
+    ("rules_first", [False, True, True, True]), ("corrected", [False, True, True, True])])
+def test_who_decides(calm_rules, hybrid, alarms):
+    frame = telemetry(hub_jobs=[100, 250, 290, 290], hub_free_slots=[700, 700, 700, 500], fab_over_4min=[0, 0, 0, 0])
+    found = apply_rules(frame, calm_rules)
+    score = pd.Series([300.0, 300.0, 300.0, 100.0], found.index)
+    assert list(hybrid_score(score, found, hybrid)["score"] >= 290) == alarms
+
+
+def test_a_model_overrules_a_warning_only_where_it_is_corrected(calm_rules):
+    found = apply_rules(telemetry(hub_jobs=[290], hub_free_slots=[700], fab_over_4min=[0]), calm_rules)
+    sees_none = pd.Series([100.0], found.index)
+    assert not (hybrid_score(sees_none, found, "corrected")["score"] >= 290).any()
+    assert (hybrid_score(sees_none, found, "rules_first")["score"] >= 290).all()
+
+
+def test_a_changed_limit_is_another_version(tmp_path, calm_rules):
+    other = load_rules(write(tmp_path, CALM.replace("550", "551")))
+    same = load_rules(write(tmp_path, "# a comment\n" + CALM))
+    assert other.version != calm_rules.version == same.version
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ("rules: {a: {says: clam, when: [hub_jobs < 9]}}", "alarm or calm"),
+    ("rules: {a: {says: calm, severity: 2, when: [hub_jobs < 9]}}", "no severity")])
+def test_calm_rules_are_checked(tmp_path, text, said):
     with pytest.raises(ParameterError, match=said):
         load_rules(write(tmp_path, text))
