@@ -307,7 +307,7 @@ class Scope(StageParams):
     line: str  # the line to model; empty: all lines
     min_history_days: Count  # least history to learn from
 
-# %% ../nbs/lib/01_config.ipynb #18f3f2b4
+# %% ../nbs/lib/01_config.ipynb #de394533
 class Criteria(Frozen):
     "01: rules or a model, acceptance criteria and service levels."
 
@@ -319,7 +319,7 @@ class Criteria(Frozen):
     min_surge_balanced_accuracy: Share
     min_event_recall: Share  # at the false-alarm budget
     max_false_per_day: float = Field(gt=0)  # false-alarm budget, episodes a day
-    false_per_day_slack: float = Field(ge=1)  # the threshold keeps the budget on validation rows; test rows may take so many times it
+    chance: float = Field(gt=0, lt=1)  # the budget is broken when, if it were kept, so many false episodes came by chance less often
     min_median_lead_min: float = Field(ge=0)  # minutes between alarm and event
     latency_p99_ms: float = Field(gt=0)  # service level of one answer
     prediction_ttl_days: Count  # how long predictions are kept
