@@ -104,7 +104,7 @@ def checked(
         said = "; ".join(_sentence(model, error) for error in e.errors())
         raise ParameterError(f"{where}: {said}") from None
 
-# %% ../nbs/lib/01_config.ipynb #8db97a4d
+# %% ../nbs/lib/01_config.ipynb #7d6a06f2
 class Settings(Frozen):
     "Where things live on this installation; absolute paths."
 
@@ -112,9 +112,12 @@ class Settings(Frozen):
     runs: Path  # what papermill executed
     params: Path  # stage parameters and profiles
     sites: Path  # site profiles
+    store: str = "sqlite:///data/store.sqlite"  # observations, predictions and what became of them: a database's URL
+    registry: str = "off"  # MLflow's database or server, by URL; off: runs are not registered
+    registry_artifacts: str = "data/mlruns"  # where MLflow keeps files when it has no server: a folder or URL
     lang: Literal["en", "ko", "both"] = "en"  # of deliverable documents
 
-# %% ../nbs/lib/01_config.ipynb #cb65d2a0
+# %% ../nbs/lib/01_config.ipynb #5982cb5f
 def settings(
     root: Path | str | None = None,  # the project's folder; None: found
 ) -> Settings:  # absolute paths
@@ -124,7 +127,8 @@ def settings(
     parser.read(root / "settings.ini", encoding="utf-8")
     found = {k: v for section in parser.sections() for k, v in parser.items(section)}
     found |= {k: v for k in Settings.model_fields if (v := os.environ.get(f"AMHS_{k.upper()}"))}
-    return checked(Settings, {k: v if k == "lang" else root / v for k, v in found.items()}, "settings.ini or AMHS_<KEY>")
+    paths = {k for k, f in Settings.model_fields.items() if f.annotation is Path}
+    return checked(Settings, {k: root / v if k in paths else v for k, v in found.items()}, "settings.ini or AMHS_<KEY>")
 
 # %% ../nbs/lib/01_config.ipynb #a0c7c7c1
 def languages(
