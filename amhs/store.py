@@ -187,26 +187,28 @@ def _column_of(table: sa.Table, name: str) -> sa.Column:
         raise ParameterError(f"{table.name} has no such column", got=name, fix=f"use one of {', '.join(nearest(name, table.c.keys()))}")
     return table.c[name]
 
-# %% ../nbs/lib/15_store.ipynb #0cbf7d97
+# %% ../nbs/lib/15_store.ipynb #a8b6fa1e
 _TROUBLES = (  # what databases say, what it means, what to do
     ("locked", "it stays locked by another process", "find who holds it; nothing of this batch was written"),
+    ("lock timeout", "it stays locked by another process", "find who holds it; nothing of this batch was written"),
+    ("lock wait timeout", "it stays locked by another process", "find who holds it; nothing of this batch was written"),
     ("is full", "its disk is full", "make room; nothing of this batch was written"),
-    ("No space", "its disk is full", "make room; nothing of this batch was written"),
-    ("disk I/O error", "its disk cannot be written or read", "see whether the disk is full or broken"),
+    ("no space", "its disk is full", "make room; nothing of this batch was written"),
+    ("disk i/o error", "its disk cannot be written or read", "see whether the disk is full or broken"),
     ("readonly", "it may only be read", "give the service's user the right to write the file and its folder"),
     ("read-only", "it may only be read", "give the service's user the right to write it"),
     ("unable to open", "it cannot be opened", "see that its folder is there and may be written"),
     ("not a database", "the file is damaged or is no database", "put it aside, or restore a copy; a new one is made"),
     ("malformed", "the file is damaged", "put it aside, or restore a copy; a new one is made"),
     ("no such table", "its tables are gone", "open it again"),
-    ("connect", "the server cannot be reached", "see that it runs; the next write tries again"),
+    ("connection", "the server cannot be reached", "see that it runs; the next write tries again"),
 )
 
-# %% ../nbs/lib/15_store.ipynb #b622485c
+# %% ../nbs/lib/15_store.ipynb #85bd754a
 def _in_words(where: str, error: Exception) -> StoreError:
     "A database's error as a sentence."
     said = " ".join(str(getattr(error, "orig", None) or error).split())
-    what, fix = next(((what, fix) for mark, what, fix in _TROUBLES if mark in said), (said, "see the database's own log"))
+    what, fix = next(((what, fix) for mark, what, fix in _TROUBLES if mark in said.lower()), (said, "see the database's own log"))
     return StoreError(f"the store {where} failed: {what}", got=said if what != said else None, fix=fix)
 
 # %% ../nbs/lib/15_store.ipynb #7e260f7a
@@ -232,12 +234,19 @@ def _begun(connection: sa.Connection) -> None:
     if connection.get_execution_options().get("writes"):
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
-# %% ../nbs/lib/15_store.ipynb #0410ec9d
+# %% ../nbs/lib/15_store.ipynb #cefb223e
+def _patience(url: sa.URL, wait_s: float) -> dict[str, Any]:
+    "How long to wait for a server's connection and locks."
+    found = {"connect_timeout": max(1, round(wait_s))}
+    if url.get_backend_name() == "postgresql":
+        return found | {"options": f"{url.query.get('options', '')} -c lock_timeout={1000 * wait_s:.0f}"}
+    return found | {"init_command": f"SET SESSION innodb_lock_wait_timeout={found['connect_timeout']}"}
+
+# %% ../nbs/lib/15_store.ipynb #a37e618f
 def _engine(url: sa.URL, wait_s: float) -> sa.Engine:
     "A pool of connections."
     if url.get_backend_name() != "sqlite":
-        limit = {"connect_timeout": max(1, round(wait_s))}
-        return sa.create_engine(url, paramstyle="format", pool_size=4, pool_timeout=wait_s, connect_args=limit)
+        return sa.create_engine(url, paramstyle="format", pool_timeout=wait_s, pool_pre_ping=True, connect_args=_patience(url, wait_s))
     engine = sa.create_engine(url, connect_args={"timeout": wait_s, "check_same_thread": False})
     sa.event.listen(engine, "connect", _connected)
     sa.event.listen(engine, "begin", _begun)
@@ -281,7 +290,7 @@ def _plan(table: sa.Table, dialect: sa.Dialect) -> _Plan:
     compiled = _upsert(table, dialect).compile(dialect=dialect)
     return _Plan(str(compiled), frozenset(table.c.keys()), tuple((n, _coder(table.c[n], dialect)) for n in compiled.positiontup))
 
-# %% ../nbs/lib/15_store.ipynb #4b665f95
+# %% ../nbs/lib/15_store.ipynb #6bb74aa6
 class Store:
     "Observations, predictions, outcomes, feedback and decisions in one database; may be used by several threads."
 
@@ -289,7 +298,7 @@ class Store:
         self.is_file = url.get_backend_name() == "sqlite"
         self.where = url.database if self.is_file else url.render_as_string(hide_password=True)
         self.engine = _engine(url, wait_s)
-        self._plans = {n: _plan(t, self.engine.dialect) for n, t in _TABLES.tables.items()}
+        self._plans = {n: _plan(t, self.engine.dialect) for n, t in _TABLES.tables.items() if n in STORE_TABLES}
         self._newest = str(_NEWEST.compile(dialect=self.engine.dialect))
         self._turn = threading.RLock()  # of writers to a file
         self._own = threading.local()  # this thread's connection of the driver
@@ -339,13 +348,13 @@ def _version(self: Store) -> int:
             return 0
         return int(connection.scalar(sa.select(about.c.value).where(about.c.name == "schema")) or 0)
 
-# %% ../nbs/lib/15_store.ipynb #526ff137
+# %% ../nbs/lib/15_store.ipynb #b514b44a
 @patch
 def _make_tables(self: Store) -> None:
     "Make what tables there are not."
     with self._session(writes=True) as connection:
         _TABLES.create_all(connection)
-        connection.exec_driver_sql(self._plans["about"].sql, ("schema", str(_SCHEMA_VERSION)))
+        connection.execute(_upsert(_TABLES.tables["about"], self.engine.dialect), {"name": "schema", "value": str(_SCHEMA_VERSION)})
 
 # %% ../nbs/lib/15_store.ipynb #c5b550c9
 @patch
@@ -384,7 +393,7 @@ def _still_there(self: Store) -> None:
         self.engine.dispose()
         self._prepare()
 
-# %% ../nbs/lib/15_store.ipynb #3b1d0242
+# %% ../nbs/lib/15_store.ipynb #d1611e19
 def open_store(
     url: str | Path | None = None,  # sqlite:///FILE, postgresql+psycopg://…, mysql+pymysql://…, or a file; None: that of the settings
     wait_s: float = 5.0,  # to wait for a lock or a connection, seconds
@@ -393,7 +402,10 @@ def open_store(
     found = _store_url(url or settings().store)
     if url is None and found.get_backend_name() == "sqlite":
         Path(found.database).parent.mkdir(parents=True, exist_ok=True)
-    store = Store(found, wait_s)
+    try:
+        store = Store(found, wait_s)
+    except (ImportError, sa.exc.NoSuchModuleError) as e:
+        raise StoreError(f"there is no driver for {found.drivername} here: {e}", fix="pip install 'amhs[postgres]' or 'amhs[mysql]'") from None
     store._prepare()
     return store
 
