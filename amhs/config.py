@@ -7,7 +7,8 @@ __all__ = ['HORIZONS_MIN', 'WINDOW_MIN', 'PURGE_GAP_MIN', 'TARGETS', 'CLASSES', 
            'Model', 'PARAMS', 'parse_yaml', 'read_yaml', 'Frozen', 'checked', 'Settings', 'settings', 'languages',
            'SourceColumn', 'TimeColumn', 'LineSource', 'Thresholds', 'Gaps', 'Alarms', 'Site', 'site_path', 'load_site',
            'StageParams', 'Scope', 'Criteria', 'BusinessParams', 'PocParams', 'PrototypeParams', 'DataParams',
-           'DevelopParams', 'TrainParams', 'EvaluateParams', 'parse_sets', 'load_profile', 'load_params']
+           'DevelopParams', 'TrainParams', 'EvaluateParams', 'InferenceParams', 'parse_sets', 'load_profile',
+           'load_params']
 
 # %% ../nbs/lib/01_config.ipynb #ac25014f
 import configparser, os, re
@@ -104,12 +105,14 @@ def checked(
         said = "; ".join(_sentence(model, error) for error in e.errors())
         raise ParameterError(f"{where}: {said}") from None
 
-# %% ../nbs/lib/01_config.ipynb #7d6a06f2
+# %% ../nbs/lib/01_config.ipynb #eb039ef3
 class Settings(Frozen):
     "Where things live on this installation; absolute paths."
 
     data: Path  # imported and simulated data sets
     runs: Path  # what papermill executed
+    deployed: Path  # which model answers for which line, and the packages
+    keys: Path  # of the service's callers, hashed
     params: Path  # stage parameters and profiles
     sites: Path  # site profiles
     store: str = "sqlite:///data/store.sqlite"  # observations, predictions and what became of them: a database's URL
@@ -404,10 +407,23 @@ class EvaluateParams(StageParams):
     bootstrap: Count  # resamples for the intervals
     explained_rows: Count  # rows the explanation is drawn from
 
-# %% ../nbs/lib/01_config.ipynb #fe5ffb61
+# %% ../nbs/lib/01_config.ipynb #09571b41
+class InferenceParams(StageParams):
+    "08: light forms of the confirmed model, proven and timed; the package a service loads."
+
+    engines: tuple[Literal["boosters", "merged", "onnx", "forest"], ...] = Field(min_length=1)  # built, proven, timed
+    proof_rows: Count  # rows of the validation block they are proven on, at least, if it has so many
+    hole_rows: Count  # of these once more with values missing
+    max_level_error: float = Field(gt=0)  # jobs; an engine further from the model is out
+    timing_repeats: Annotated[int, Field(ge=20)]  # single rows asked of each engine
+    hysteresis: float = Field(ge=0)  # jobs; an alarm ends when the expected level is so far below the threshold
+    interval_share: float = Field(gt=0, lt=1)  # of validation rows that lie within the intervals
+
+# %% ../nbs/lib/01_config.ipynb #99dce190
 PARAMS: dict[str, type[StageParams]] = {
     "business": BusinessParams, "poc": PocParams, "prototype": PrototypeParams, "data": DataParams,
     "develop": DevelopParams, "train": TrainParams, "evaluate": EvaluateParams,
+    "inference": InferenceParams,
 }
 
 # %% ../nbs/lib/01_config.ipynb #39f59c77
