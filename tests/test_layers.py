@@ -8,12 +8,14 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"core"}, {"answers"}, {"config"}, {"pages"}, {"documents"}, {"telemetry"}, {"simulate", "quality", "features", "targets", "rules"}, {"model"},
-    {"evaluate", "plots"}, {"develop"}, {"registry", "store"}, {"package", "serve"}, {"monitor"}, {"retrain"},
-    {"stages"}, {"provenance"}, {"plan"}, {"reports"}, {"compare"}, {"warm"}, {"execute"}, {"runs"},
+    {"evaluate", "plots", "inference"}, {"develop", "deployment", "access"}, {"registry", "store"}, {"package", "serve"}, {"api"},
+    {"monitor"}, {"retrain"},
+    {"stages"}, {"provenance"}, {"plan"}, {"reports"}, {"compare"}, {"wire"}, {"kernel"}, {"warm"}, {"execute"}, {"runs"},
     {"archive"}, {"grids"}, {"reproduce"}, {"workbench"}, {"cli"},
 ]
 HOMES = {"mlflow": {"registry"}, "papermill": {"execute"}, "matplotlib": {"plots"}, "bentoml": {"package"},
-         "sqlalchemy": {"store"}, "optuna": {"develop"}, "jinja2": {"documents"}}
+         "sqlalchemy": {"store"}, "optuna": {"develop"}, "jinja2": {"documents"},
+         "starlette": {"api"}, "httpx": {"client"}, "msgspec": {"serve", "api", "client"}}
 LEVEL = {module: i for i, layer in enumerate(LAYERS) for module in layer}
 
 
