@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Limits', 'Watch', 'cell_error', 'completed', 'secrets_of', 'close_stage', 'write_page', 'run_stage']
 
-# %% ../nbs/lib/23_execute.ipynb #7411320e
-import contextlib, json, logging, math, os, re, shutil, signal, tempfile, threading, time
+# %% ../nbs/lib/23_execute.ipynb #66a7c7fc
+import contextlib, json, logging, math, os, re, shutil, signal, subprocess, tempfile, threading, time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -18,12 +18,12 @@ import psutil
 from fastcore.basics import patch
 
 from .config import settings
-from .core import InputError, atomic_path, is_reference, project_root, read_json, reveal, write_json
+from .core import InputError, atomic_path, is_reference, log, project_root, read_json, reveal, write_json
 from .plan import Plan, Step, parameters_table
 from .provenance import code_state, environment, notebook_hash, reachable_modules
 from .reports import notebook_html, stage_head
 from .stages import GOOD, Stage, find_stage, local_now, read_cells, stage_manifest
-from .warm import Forked, Warm
+from .warm import Warm
 
 # %% ../nbs/lib/23_execute.ipynb #3c54d9fc
 @dataclass
@@ -34,7 +34,7 @@ class Limits:
     memory_mb: float | None = None  # of the kernel and its children together; None: what the machine has
     shown_bytes: int = 1_000_000  # output of one cell that is kept; the rest is cut, and says so
 
-# %% ../nbs/lib/23_execute.ipynb #0fd6372b
+# %% ../nbs/lib/23_execute.ipynb #5d78aa1f
 @dataclass(eq=False)
 class Watch:
     "What is seen of a notebook while it runs."
@@ -45,9 +45,11 @@ class Watch:
     limits: Limits = field(default_factory=Limits)
     secrets: dict[str, str] = field(default_factory=dict)  # value -> the reference it was found by
     warm: Warm | None = None  # forks kernels; None: each kernel starts by itself
+    begun: dict[str, str | None] = field(default_factory=lambda: {"kind": "isolated", "why": None})  # or forked; why not, or what it lacks
     ran: list[str] = field(default_factory=list)  # ids of executed cells
     peak_memory_mb: float = 0.0  # of the kernel and its children
     shown: int = 0  # bytes the current cell has shown
+    unsaved: list = field(default_factory=list)  # the notebook, if it has changed since it was saved
     kernel: Any = None  # the kernel's process
     kernel_exit: int | None = None  # what a dead kernel ended with; negative: the signal
     ended_for: str | None = None  # why the runner ended the kernel: out of memory, interrupted
@@ -84,6 +86,17 @@ def before(
         self.on_cell(self.codes, self.total)
     return True
 
+# %% ../nbs/lib/23_execute.ipynb #67c54053
+@patch
+def holds(
+    self: Watch,
+    kernel: Any,  # a process, with the manners of `subprocess.Popen`
+) -> None:
+    "Watch over a kernel from now on; it ends at once if the runner has been interrupted meanwhile."
+    self.kernel = kernel
+    if self.ended_for:
+        kernel.kill()
+
 # %% ../nbs/lib/23_execute.ipynb #927d4f2a
 @patch
 def weigh(
@@ -110,15 +123,17 @@ def end(
     if self.kernel is not None:
         self.kernel.kill()
 
-# %% ../nbs/lib/23_execute.ipynb #e7bdab35
+# %% ../nbs/lib/23_execute.ipynb #c897865a
 @contextlib.contextmanager
-def _weighing(watch: Watch, every_s: float = 0.2) -> Iterator[None]:
-    "Weigh the kernel meanwhile."
+def _watching(watch: Watch, every_s: float = 0.2) -> Iterator[None]:
+    "Weigh the kernel and save the notebook meanwhile."
     over = threading.Event()
 
     def go():
         while not over.wait(every_s):
             watch.weigh()
+            with contextlib.suppress(OSError, RuntimeError):  # a full disk, or a cell that went on showing things: the next time
+                watch.save()
     thread = threading.Thread(target=go, daemon=True)
     thread.start()
     try:
@@ -126,6 +141,20 @@ def _weighing(watch: Watch, every_s: float = 0.2) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
+
+# %% ../nbs/lib/23_execute.ipynb #94067862
+@patch
+def save(
+    self: Watch,
+) -> None:
+    "Save the notebook as it stands, whole or not at all, if there is something new."
+    if not self.unsaved:
+        return
+    path, new = self.folder / "notebook.ipynb", self.folder / ".notebook.new"
+    nb = self.unsaved[-1]
+    self.unsaved.clear()
+    new.write_text(json.dumps(nb, ensure_ascii=False), encoding="utf-8")
+    new.replace(path)
 
 # %% ../nbs/lib/23_execute.ipynb #5f8e942b
 @patch
@@ -157,7 +186,7 @@ def cut(
     kept = content.get("text", "")[: max(0, most - before)]
     return {"name": content.get("name", "stdout"), "text": kept + note} if before <= most else None
 
-# %% ../nbs/lib/23_execute.ipynb #d874bb8d
+# %% ../nbs/lib/23_execute.ipynb #d680ac85
 @patch
 def leftovers(
     self: Watch,
@@ -165,11 +194,12 @@ def leftovers(
     "Note how the kernel ended, and end the processes it left behind: those of its session."
     if self.kernel is None:
         return
-    self.kernel_exit = self.kernel.poll()
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            if process.pid != self.kernel.pid and os.getsid(process.pid) == self.kernel.pid:
-                process.kill()
+    with contextlib.suppress(TimeoutError, subprocess.TimeoutExpired):
+        self.kernel_exit = self.kernel.wait(5)
+    for pid in psutil.pids():
+        with contextlib.suppress(OSError):
+            if pid != self.kernel.pid and os.getsid(pid) == self.kernel.pid:
+                os.kill(pid, signal.SIGKILL)
 
 # %% ../nbs/lib/23_execute.ipynb #4d656fbf
 def _quick_client() -> type:
@@ -198,46 +228,43 @@ def _is_idle(message: dict, question: str) -> bool:
     "Whether a message says that a question has been dealt with."
     return message["parent_header"].get("msg_id") == question and message["content"].get("execution_state") == "idle"
 
-# %% ../nbs/lib/23_execute.ipynb #eedafb7c
-def _forking(watch: Watch, manager: Any) -> Any:
-    "A provisioner that has the warm worker fork the kernel; the usual way if it cannot."
-    from jupyter_client.provisioning import LocalProvisioner
+# %% ../nbs/lib/23_execute.ipynb #74aafa31
+def _forked(watch: Watch) -> Any:
+    "The manager of a kernel forked by the warm worker; None if there is none, and then why, on record."
+    from amhs.wire import Wire, WireManager
 
-    class Provisioner(LocalProvisioner):
-        async def launch_kernel(self, cmd, **kw):
-            try:
-                self.process = watch.warm.fork_kernel(manager.connection_file, str(watch.folder / "kernel.log"), str(Path.cwd()), kw["env"])
-            except OSError:
-                return await super().launch_kernel(cmd, **kw)
-            self.pid, self.pgid = self.process.pid, self.process.pid
-            return self.connection_info
+    try:
+        process = watch.warm.fork_kernel(str(watch.folder / "kernel.log"), str(Path.cwd()), _kernel_environment(watch))
+    except OSError as e:
+        watch.begun["why"] = str(e)
+        log.warning("a kernel starts by itself, which takes longer: %s", e)
+        return None
+    watch.begun = {"kind": "forked", "why": "not imported ahead: " + "; ".join(process.lacking) if process.lacking else None}
+    return WireManager(process, Wire(process.end))
 
-        async def kill(self, restart=False):
-            await super().kill(restart=restart)
-            if isinstance(self.process, Forked):  # its end is told at once; Jupyter would look every 0.1 s
-                self.process.wait(5)
+# %% ../nbs/lib/23_execute.ipynb #7225bec8
+def _kernel_environment(watch: Watch) -> dict[str, str]:
+    "The runner's environment, and where the stage's folder is."
+    return {**os.environ, "AMHS_STAGE_DIR": str(watch.folder)}
 
-    return Provisioner(kernel_id=manager.kernel_id, kernel_spec=manager.kernel_spec, parent=manager)
-
-# %% ../nbs/lib/23_execute.ipynb #6eb4e1db
+# %% ../nbs/lib/23_execute.ipynb #f63381b9
 def _client() -> type:
     "papermill's notebook client with our watch."
     from papermill.clientwrap import PapermillNotebookClient
 
     class Client(PapermillNotebookClient):
         def create_kernel_manager(self):
+            if self.watch.warm and (forked := _forked(self.watch)):
+                self.watch.holds(forked.process)
+                return forked
             super().create_kernel_manager()
             self.km.transport, self.km.connection_file = "ipc", f"{self.sockets}/kernel.json"
             self.km.client_factory = _quick_client()
-            if self.watch.warm:
-                self.km.provisioner = _forking(self.watch, self.km)
             return self.km
 
         def start_new_kernel(self, **kw):
             super().start_new_kernel(**kw)
-            self.watch.kernel = self.km.provisioner.process
-            if self.watch.ended_for:
-                self.watch.kernel.kill()
+            self.watch.holds(self.km.provisioner.process)
 
         def execute_cell(self, cell, cell_index, **kw):
             return super().execute_cell(cell, cell_index, **kw) if self.watch.before(cell) else cell
@@ -252,7 +279,7 @@ def _client() -> type:
 
     return Client
 
-# %% ../nbs/lib/23_execute.ipynb #a374e201
+# %% ../nbs/lib/23_execute.ipynb #e523e7f4
 def _engine() -> type:
     "papermill's engine with our client."
     from papermill.engines import NBClientEngine
@@ -261,31 +288,24 @@ def _engine() -> type:
         @classmethod
         def execute_notebook(cls, nb, kernel_name, watch=None, **kw):
             watch.prepare(nb)
-            return super().execute_notebook(nb, kernel_name, watch=watch, **kw)
+            try:
+                return super().execute_notebook(nb, kernel_name, watch=watch, **kw)
+            finally:
+                watch.unsaved.append(nb)
+                watch.save()
 
         @classmethod
         def execute_managed_notebook(cls, nb_man, kernel_name, watch, start_timeout, execution_timeout=None, **kw):
             client = _client()(nb_man, kernel_name=kernel_name, startup_timeout=start_timeout, timeout=execution_timeout,
                                shutdown_kernel="immediate")
-            with tempfile.TemporaryDirectory(prefix="amhs-") as sockets, open(watch.folder / "kernel.log", "ab") as log_file, _weighing(watch):
+            nb_man.save = partial(watch.unsaved.append, nb_man.nb)
+            with tempfile.TemporaryDirectory(prefix="amhs-") as sockets, open(watch.folder / "kernel.log", "ab") as log_file, _watching(watch):
                 client.watch, client.sockets = watch, sockets
-                nb_man.save = partial(_save, nb_man)
-                try:
-                    client.execute(env={**os.environ, "AMHS_STAGE_DIR": str(watch.folder)}, stdout=log_file, stderr=log_file)
-                finally:
-                    watch.leftovers()
+                client.execute(env=_kernel_environment(watch), stdout=log_file, stderr=log_file)
 
     return Engine
 
-# %% ../nbs/lib/23_execute.ipynb #9130df43
-def _save(nb_man: Any, **_) -> None:
-    "Save the notebook as it stands, whole or not at all."
-    if nb_man.output_path:
-        new = Path(f"{nb_man.output_path}.new")
-        new.write_text(json.dumps(nb_man.nb, ensure_ascii=False), encoding="utf-8")
-        new.replace(nb_man.output_path)
-
-# %% ../nbs/lib/23_execute.ipynb #33918eeb
+# %% ../nbs/lib/23_execute.ipynb #507b65fa
 def _papermill(notebook: Path, params: dict, watch: Watch) -> None:
     "Execute a notebook into the stage's folder; raises what papermill raises."
     from papermill.engines import papermill_engines
@@ -294,8 +314,12 @@ def _papermill(notebook: Path, params: dict, watch: Watch) -> None:
     for noisy in ("papermill", "traitlets", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
     papermill_engines.register("amhs", _engine())
-    execute_notebook(notebook, watch.folder / "notebook.ipynb", params, engine_name="amhs", kernel_name="python3", progress_bar=False,
-                     log_output=False, start_timeout=120, watch=watch, execution_timeout=watch.limits.cell_timeout_s, autosave_cell_every=30)
+    try:
+        execute_notebook(notebook, watch.folder / "notebook.ipynb", params, engine_name="amhs", kernel_name="python3", progress_bar=False,
+                         request_save_on_cell_execute=False, log_output=False, start_timeout=120, watch=watch,
+                         execution_timeout=watch.limits.cell_timeout_s, autosave_cell_every=30)
+    finally:
+        watch.leftovers()
 
 # %% ../nbs/lib/23_execute.ipynb #528b1443
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -413,7 +437,7 @@ def _before(step: Step, run: Path, plan: Plan, sources: Mapping[str, str], start
     return (names | {"notebook": stage.notebook, "status": "running", "started": started} | asked
             | {"inputs": _inputs_record(step, run, sources)} | _provenance(project_root() / stage.notebook))
 
-# %% ../nbs/lib/23_execute.ipynb #ef7a5e29
+# %% ../nbs/lib/23_execute.ipynb #ecc92e84
 def completed(
     manifest: dict,  # as it was before the stage ran
     watch: Watch,  # what was seen of the stage
@@ -427,7 +451,7 @@ def completed(
     handed = {k: results[k] for k in ("gates", "metrics", "documents")}
     handed |= {"outputs": results["outputs"] if status in (*GOOD, "skipped") else {}, "files": results["files"]}
     handed["inputs"] = _read_inputs(manifest["inputs"], results["reads"]) if status in (*GOOD, "skipped") else manifest["inputs"]
-    weighed = {"duration_s": round(duration_s, 3), "peak_memory_mb": watch.peak_memory_mb, "cells": len(watch.ran)}
+    weighed = {"duration_s": round(duration_s, 3), "peak_memory_mb": watch.peak_memory_mb, "cells": len(watch.ran), "kernel": watch.begun}
     return manifest | weighed | handed | {"status": status, "reason": results["skipped"], "reenter": back, "error": error}
 
 # %% ../nbs/lib/23_execute.ipynb #4ee8c535

@@ -45,19 +45,24 @@ def _imported(source: str) -> set[str]:
             found |= {inner.split(".")[0]} if inner else {a.name for a in node.names}
     return found
 
-# %% ../nbs/lib/20_provenance.ipynb #affa3309
-def _notebook_source(notebook: Path) -> str:
-    "The code of a notebook without its magics."
-    code = "\n".join(c["source"] for c in read_cells(notebook) if c["cell_type"] == "code")
-    return "\n".join("" if line.lstrip().startswith(("%", "!")) else line for line in code.split("\n"))
+# %% ../nbs/lib/20_provenance.ipynb #aad1ff11
+def _imported_by(notebook: Path) -> set[str]:
+    "Names of amhs modules that a notebook's cells import. A cell that is not Python may still name some."
+    found = set()
+    for cell in (c["source"] for c in read_cells(notebook) if c["cell_type"] == "code"):
+        try:
+            found |= _imported("\n".join("" if line.lstrip().startswith(("%", "!")) else line for line in cell.split("\n")))
+        except SyntaxError:
+            found |= set(re.findall(r"\b(?:from amhs import |amhs\.)(\w+)", cell))
+    return found
 
-# %% ../nbs/lib/20_provenance.ipynb #cfed5ba3
+# %% ../nbs/lib/20_provenance.ipynb #a80c3fee
 def reachable_modules(
     notebook: Path | str,  # a stage notebook
 ) -> dict[str, str]:  # module name -> SHA-256 of its file
     "The library modules a notebook can reach by imports, and their contents."
     package = Path(__file__).parent if "__file__" in globals() else project_root() / "amhs"
-    found, ahead = {}, set(_imported(_notebook_source(Path(notebook))))
+    found, ahead = {}, _imported_by(Path(notebook))
     while ahead:
         name = ahead.pop()
         path = package / f"{name}.py"

@@ -5,49 +5,62 @@
 # %% auto #0
 __all__ = ['HEAVY', 'serve', 'can_fork', 'Warm', 'start_warm', 'Forked']
 
-# %% ../nbs/lib/22_warm.ipynb #931589e7
-import contextlib, gc, importlib, json, os, selectors, signal, socket, subprocess, sys
-from collections.abc import Iterable
+# %% ../nbs/lib/22_warm.ipynb #b451f915
+import contextlib, gc, importlib, json, os, selectors, signal, socket, subprocess, sys, traceback
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from fastcore.basics import patch
 
-# %% ../nbs/lib/22_warm.ipynb #5b985d70
+# %% ../nbs/lib/22_warm.ipynb #1b1f1d6d
 HEAVY = (
-    "ipykernel.kernelapp", "ipykernel.ipkernel", "ipykernel.debugger", "IPython.core.debugger", "IPython.core.completerlib",
+    "amhs.kernel", "ipykernel.debugger", "IPython.core.debugger", "IPython.core.completerlib",
     "IPython.extensions.storemagic", "sqlite3", "tornado.platform.asyncio", "nbconvert.exporters.html", "numpy", "pandas",
     "pyarrow.parquet", "xgboost", "sklearn.linear_model", "sklearn.pipeline", "scipy.optimize", "matplotlib.backends.backend_agg",
     "amhs.develop", "amhs.plots", "amhs.quality", "amhs.stages", "amhs.reports",
 )
 
-# %% ../nbs/lib/22_warm.ipynb #6e8ba36e
-def _preload(names: Iterable[str]) -> None:
-    "Import what there is of these modules; what is broken will say so in the stage that needs it."
+# %% ../nbs/lib/22_warm.ipynb #91d4a6df
+_PLOTS = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+
+# %% ../nbs/lib/22_warm.ipynb #d4908127
+def _preload(names: Iterable[str]) -> list[str]:
+    "Import these modules; what could not be imported, and why. A stage that needs it will fail with the same words."
+    lacking = []
     for name in names:
-        with contextlib.suppress(Exception):
+        try:
             importlib.import_module(name)
+        except Exception as e:
+            lacking.append(f"{name} ({type(e).__name__}: {e})")
     with contextlib.suppress(Exception):
         sys.modules["pandas"].DataFrame({"a": [0.5]})._repr_html_()
     gc.freeze()
+    return lacking
 
-# %% ../nbs/lib/22_warm.ipynb #81614c22
-def _become_kernel(request: dict, answer: socket.socket) -> None:
-    "Turn this process into a Jupyter kernel; returns when the kernel ends."
-    from ipykernel.kernelapp import IPKernelApp
+# %% ../nbs/lib/22_warm.ipynb #37464fb9
+def _taken(line: socket.socket) -> tuple[bytes, list[int]]:
+    "A line of text, and the sockets that came with it; empty: nobody is there any more."
+    text, ends, *_ = socket.recv_fds(line, 1 << 20, 1)
+    while text and not text.endswith(b"\n"):
+        if not (more := line.recv(1 << 20)):
+            return b"", []
+        text += more
+    return text, ends
+
+# %% ../nbs/lib/22_warm.ipynb #b88eaa63
+def _spare(orders: socket.socket) -> None:
+    "Become a kernel, wait for orders, obey; returns when the kernel ends."
+    from amhs.kernel import make_kernel
 
     os.setsid()
-    os.chdir(request["cwd"])
-    os.environ.clear()
-    os.environ.update(request["env"])
-    log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    app = IPKernelApp.instance(parent_handle=os.getppid())  # it ends if the worker does
-    app.initialize(["-f", request["connection_file"]])
-    answer.sendall(json.dumps({"pid": os.getpid()}).encode() + b"\n")
-    answer.close()
-    app.start()
+    app = make_kernel(os.getppid())
+    text, ends = _taken(orders)
+    if text:
+        request = json.loads(text)
+        os.set_inheritable(ends[0], False)
+        app.work(socket.socket(fileno=ends[0]), request["cwd"], request["env"], request["log"])
 
 # %% ../nbs/lib/22_warm.ipynb #83690642
 def _call(request: dict) -> None:
@@ -55,83 +68,121 @@ def _call(request: dict) -> None:
     module, _, name = request["call"].partition(":")
     getattr(importlib.import_module(module), name)(*request["args"])
 
-# %% ../nbs/lib/22_warm.ipynb #5d7c2b2f
-def _fork(request: dict, answer: socket.socket, ours: Iterable[int]) -> int:
-    "Fork a kernel or a call; the child closes what belongs to the worker."
+# %% ../nbs/lib/22_warm.ipynb #44a6e604
+def _fork(task: Callable[[], None], ours: Iterable[int]) -> int:
+    "Do a task in a forked process; it closes what belongs to the worker."
     if pid := os.fork():
         return pid
-    code = 1
+    code, console = 1, os.dup(2)
     try:
         for fd in ours:
             os.close(fd)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # not the worker's own, by whose end it knows that the runner is gone
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        _call(request) if "call" in request else _become_kernel(request, answer)
+        task()
         code = 0
     except SystemExit as e:
         code = e.code if isinstance(e.code, int) else 1
     except BaseException:
-        sys.excepthook(*sys.exc_info())
+        os.write(console, traceback.format_exc().encode())
     finally:
         os._exit(code or 0)
 
-# %% ../nbs/lib/22_warm.ipynb #0ec65494
+# %% ../nbs/lib/22_warm.ipynb #fa92df6e
 @dataclass
 class _Worker:
-    "A worker and its kernels."
+    "A worker and what it forked."
 
     listener: socket.socket
+    lacking: list[str]  # what could not be imported
     waiting: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
-    kernels: dict[int, tuple[int, socket.socket]] = field(default_factory=dict)  # pidfd -> pid, whom to tell
+    forked: dict[int, tuple[int, socket.socket | None]] = field(default_factory=dict)  # pidfd -> pid, whom to tell of its end
+    spare: tuple[int, socket.socket] | None = None  # pidfd, where it takes its orders
 
-# %% ../nbs/lib/22_warm.ipynb #61b51715
+# %% ../nbs/lib/22_warm.ipynb #f767261a
+@patch
+def _forks(self: _Worker, task: Callable[[], None], tell: socket.socket | None, *more: int) -> int:
+    "Do a task in a forked process; its pidfd. What is the worker's is closed there, and more."
+    theirs = [a.fileno() for _, a in self.forked.values() if a] + ([self.spare[1].fileno()] if self.spare else [])
+    pid = _fork(task, [self.listener.fileno(), *self.forked, *theirs, *more])
+    pidfd = os.pidfd_open(pid)
+    self.forked[pidfd] = (pid, tell)
+    self.waiting.register(pidfd, selectors.EVENT_READ)
+    return pidfd
+
+# %% ../nbs/lib/22_warm.ipynb #1b12c74e
+@patch
+def _prepare(self: _Worker) -> None:
+    "Have a spare kernel made, if there is none."
+    if not self.spare:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self.spare = self._forks(partial(_spare, theirs), None, ours.fileno()), ours
+
+# %% ../nbs/lib/22_warm.ipynb #37759bac
+@patch
+def _employ(self: _Worker, text: bytes, ends: list[int], answer: socket.socket) -> None:
+    "Give the spare kernel its orders, and have the next one made."
+    self._prepare()
+    (pidfd, orders), self.spare = self.spare, None
+    with orders, contextlib.suppress(OSError):  # a spare that has died is told of by its end
+        sent = socket.send_fds(orders, [text], ends)
+        orders.sendall(text[sent:])
+    os.close(ends[0])
+    pid, _ = self.forked[pidfd]
+    self.forked[pidfd] = pid, answer
+    answer.sendall(json.dumps({"pid": pid, "lacking": self.lacking}).encode() + b"\n")
+    self._prepare()
+
+# %% ../nbs/lib/22_warm.ipynb #0236898b
 @patch
 def _begin(self: _Worker) -> None:
-    "Take a request and fork."
+    "Take a request and see to it."
     answer, _ = self.listener.accept()
-    with answer.makefile("r") as lines:
-        text = lines.readline()
+    text, ends = _taken(answer)
     if not text:
         answer.close()
-        return
-    ours = [self.listener.fileno(), 0, *self.kernels, *(a.fileno() for _, a in self.kernels.values())]
-    pid = _fork(json.loads(text), answer, ours)
-    pidfd = os.pidfd_open(pid)
-    self.kernels[pidfd] = (pid, answer)
-    self.waiting.register(pidfd, selectors.EVENT_READ)
+    elif ends:
+        self._employ(text, ends, answer)
+    else:
+        self._forks(partial(_call, json.loads(text)), answer)
 
-# %% ../nbs/lib/22_warm.ipynb #3821f37e
+# %% ../nbs/lib/22_warm.ipynb #ee95431c
 @patch
 def _end(self: _Worker, pidfd: int) -> None:
-    "Tell how a kernel ended: its exit code, or minus the signal."
-    pid, answer = self.kernels.pop(pidfd)
+    "Tell how a process ended: its exit code, or minus the signal."
+    _, answer = self.forked.pop(pidfd)
     self.waiting.unregister(pidfd)
     found = os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
     code = found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
-    with contextlib.suppress(OSError):
-        answer.sendall(json.dumps({"exit": code}).encode() + b"\n")
-    answer.close()
+    if self.spare and self.spare[0] == pidfd:
+        self.spare = self.spare[1].close()
+    if answer:
+        with contextlib.suppress(OSError):
+            answer.sendall(json.dumps({"exit": code}).encode() + b"\n")
+        answer.close()
     os.close(pidfd)
 
-# %% ../nbs/lib/22_warm.ipynb #3e9f0ccb
+# %% ../nbs/lib/22_warm.ipynb #3a7c89ae
 def serve(
     listener_fd: int,  # a listening Unix socket
 ) -> None:
     "Work until the runner is gone; kernels that are left go with it."
-    _preload(HEAVY)
-    worker = _Worker(socket.socket(fileno=listener_fd))
+    worker = _Worker(socket.socket(fileno=listener_fd), _preload(HEAVY))
     worker.waiting.register(worker.listener, selectors.EVENT_READ)
     worker.waiting.register(0, selectors.EVENT_READ)
+    worker._prepare()
     while True:
         for key, _ in worker.waiting.select():
             if key.fileobj is worker.listener:
                 worker._begin()
             elif key.fd == 0:
-                for pid, _ in worker.kernels.values():
+                for pid, _ in worker.forked.values():
                     os.kill(pid, signal.SIGKILL)
                 return
-            elif key.fd in worker.kernels:
+            elif key.fd in worker.forked:
                 worker._end(key.fd)
 
 # %% ../nbs/lib/22_warm.ipynb #8f3304ef
@@ -139,28 +190,42 @@ def can_fork() -> bool:
     "Whether this system forks and lets one process watch another."
     return hasattr(os, "fork") and hasattr(os, "pidfd_open")
 
-# %% ../nbs/lib/22_warm.ipynb #16e66135
+# %% ../nbs/lib/22_warm.ipynb #bbde7356
 @dataclass
 class Warm:
     "A warm worker, as the runner holds it."
 
     process: subprocess.Popen
     address: str  # of its socket
+    said: Path  # file with what it wrote on its console
 
-# %% ../nbs/lib/22_warm.ipynb #dd2ef59b
+# %% ../nbs/lib/22_warm.ipynb #b6ae4599
 def start_warm(
-    folder: Path | str,  # short-lived, for the socket
+    folder: Path | str,  # short-lived, for the socket and the worker's console
 ) -> Warm:  # imports in the background; a request waits until it is done
     "Start a warm worker."
-    address = f"{folder}/warm.sock"
-    with socket.socket(socket.AF_UNIX) as listener:
+    address, said = f"{folder}/warm.sock", Path(folder) / "warm.log"
+    with socket.socket(socket.AF_UNIX) as listener, said.open("wb") as console:
         listener.bind(address)
         listener.listen()
         fd = listener.fileno()
         code = f"from amhs.warm import serve; serve({fd})"
-        process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
-                                   stderr=subprocess.DEVNULL, pass_fds=(fd,), start_new_session=True)
-    return Warm(process, address)
+        process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=console, stderr=console, pass_fds=(fd,),
+                                   start_new_session=True, env=_PLOTS | os.environ)
+    return Warm(process, address, said)
+
+# %% ../nbs/lib/22_warm.ipynb #07c67470
+@patch
+def trouble(
+    self: Warm,
+) -> str:  # a line
+    "What is the matter with a worker that does not answer."
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        self.process.wait(1)
+    lines = self.said.read_text(errors="replace").split("\n") if self.said.is_file() else []
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    ended = "" if self.process.returncode is None else f" and ended ({self.process.returncode})"
+    return f"the warm worker did not fork a kernel{ended}" + (f": {last}" if last else "")
 
 # %% ../nbs/lib/22_warm.ipynb #972107df
 @patch
@@ -173,42 +238,45 @@ def stop(self: Warm) -> None:
         self.process.kill()
         self.process.wait()
 
-# %% ../nbs/lib/22_warm.ipynb #1484cabe
+# %% ../nbs/lib/22_warm.ipynb #0a85d5ae
 @dataclass
 class Forked:
     "A forked kernel, with the manners of `subprocess.Popen`."
 
     pid: int
     line: socket.socket  # on which the worker tells how it ended
+    end: socket.socket | None = None  # to speak to it
+    lacking: list[str] = field(default_factory=list)  # modules it could not be given ahead, and why
     returncode: int | None = None
-    stdin: None = None
-    stdout: None = None
-    stderr: None = None
 
-# %% ../nbs/lib/22_warm.ipynb #5f47212d
+# %% ../nbs/lib/22_warm.ipynb #69a7b2f9
 @patch
 def fork_kernel(
     self: Warm,
-    connection_file: str,  # of the kernel
     log: str,  # file its console goes to
     cwd: str,  # its working directory
     env: dict[str, str],  # its environment
 ) -> Forked:  # ready to be spoken to
-    "Fork a kernel; `OSError` if the worker cannot."
-    line = self._ask({"connection_file": connection_file, "log": log, "cwd": cwd, "env": env})
-    said = _heard(line)
-    if "pid" not in said:
-        line.close()
-        raise OSError("the warm worker did not fork a kernel")
-    return Forked(said["pid"], line)
+    "Have a kernel at work; `OSError` if the worker cannot."
+    ours, theirs = socket.socketpair()
+    with contextlib.suppress(OSError):
+        with theirs:
+            line = self._ask({"log": log, "cwd": cwd, "env": _PLOTS | env}, [theirs.fileno()])
+        said = _heard(line)
+        if said and ours.recv(1, socket.MSG_PEEK):  # it has said that it begins
+            return Forked(said["pid"], line, ours, said["lacking"])
+    ours.close()
+    raise OSError(self.trouble())
 
-# %% ../nbs/lib/22_warm.ipynb #4eaaf915
+# %% ../nbs/lib/22_warm.ipynb #b846fbd4
 @patch
-def _ask(self: Warm, request: dict) -> socket.socket:
-    "Send the worker a request; the line on which it answers."
+def _ask(self: Warm, request: dict, ends: Iterable[int] = ()) -> socket.socket:
+    "Send the worker a request, perhaps with a socket; the line on which it answers."
     line = socket.socket(socket.AF_UNIX)
     line.connect(self.address)
-    line.sendall(json.dumps(request).encode() + b"\n")
+    text = json.dumps(request).encode() + b"\n"
+    sent = socket.send_fds(line, [text], list(ends)) if ends else 0
+    line.sendall(text[sent:])
     return line
 
 # %% ../nbs/lib/22_warm.ipynb #7892a1e1

@@ -130,29 +130,77 @@ def test_a_forked_kernel_leaves_the_same_notebook(toy):
     assert apart["outputs"] == fast.manifests[0]["outputs"] and (fast.folder / "01_business" / "notebook.html").is_file()
 
 
+SHOWS = [
+    "import asyncio, os, subprocess, sys, threading, warnings\nimport multiprocessing as mp\nimport pandas as pd",
+    "async def later(x):\n    await asyncio.sleep(0.01)\n    return x\ntask = asyncio.create_task(later(1))\nawait later(2)",
+    "await task, asyncio.get_running_loop().is_running()",
+    "os.system('echo from a shell'); subprocess.run(['sh', '-c', 'echo bad >&2']); os.write(1, '한글\\n'.encode())",
+    "!echo by magic\n%who_ls",
+    "print('a', end=''); print('b', file=sys.stderr); print('c')",
+    "from IPython.display import HTML, clear_output, display, update_display\n"
+    "display(HTML('<b>1</b>'), display_id='x')\nupdate_display(HTML('<b>2</b>'), display_id='x')",
+    "print('gone'); clear_output(); print('kept')",
+    "p = mp.get_context('fork').Process(target=print, args=('a forked child',)); p.start(); p.join()",
+    "t = threading.Thread(target=print, args=('a thread',)); t.start(); t.join()",
+    "import matplotlib.pyplot as plt\nplt.figure(figsize=(1, 1)); plt.plot([1, 2]); plt.show()",
+    "try: input()\nexcept Exception as e: print(type(e).__name__)",
+    "pd.DataFrame({'a': [1.5, None]})",
+    "Out[5], In[3][:5], sys.stdout.isatty(), os.environ['MPLBACKEND'], type(get_ipython()).__name__",
+    "def f(x):\n    raise ValueError('no ' + x)\nf('way')",
+]
+
+
+@pytest.mark.skipif(not warm.can_fork(), reason="this system does not fork")
+def test_both_kinds_of_kernel_show_the_same(worker, toy, monkeypatch):
+    monkeypatch.delenv("PYTEST_CURRENT_TEST")
+    stages.toy_stage(toy, "business", *SHOWS)
+    plan, found = plan_run(last="business"), {}
+    for kind, by in (("isolated", None), ("forked", worker)):
+        (toy / "runs" / kind).mkdir(parents=True)
+        manifest = run_stage(plan.steps[0], toy / "runs" / kind, plan, {}, warm=by)
+        assert (manifest["kernel"]["kind"], manifest["status"], manifest["error"]["name"]) == (kind, "error", "ValueError")
+        found[kind] = [c for c in told(toy / "runs" / kind / "01_business") if c[0].startswith("cell")]
+    assert found["forked"] == found["isolated"]
+    everything = json.dumps(found["forked"], ensure_ascii=False)
+    assert all(text in everything for text in ("from a shell", "bad", "한글", "by magic", "a forked child", "image/png", "StdinNotImplementedError"))
+
+
+@pytest.mark.skipif(not warm.can_fork(), reason="this system does not fork")
+def test_a_flood_out_of_a_forked_kernel_is_cut(worker, toy):
+    write_stage(toy, "business", "print('x' * 100_000_000)")
+    (toy / "runs" / "r").mkdir(parents=True)
+    plan = plan_run(last="business")
+    manifest = run_stage(plan.steps[0], toy / "runs" / "r", plan, {}, warm=worker)
+    assert manifest["status"] == "finished" and (toy / "runs/r/01_business/notebook.ipynb").stat().st_size < 3_000_000
+
+
 @pytest.mark.skipif(not warm.can_fork(), reason="this system does not fork")
 @pytest.mark.parametrize(("code", "status", "said"), [
     ("1 / 0", "error", "ZeroDivisionError"),
     ("import os; os._exit(3)", "dead kernel", "exit code 3"),
     ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "dead kernel", "SIGKILL"),
     ("import time; time.sleep(60)", "timed out", "longer than the time-out"),
+    ("import asyncio\nawait asyncio.sleep(60)", "timed out", "longer than the time-out"),
+    ("import time; hog = bytearray(b'1') * 900_000_000; time.sleep(60)", "out of memory", "more than its limit of 800 MB"),
 ])
 def test_a_forked_kernel_ends_in_the_same_ways(worker, toy, code, status, said):
     write_stage(toy, "business", code)
     (toy / "runs" / "r").mkdir(parents=True)
     plan = plan_run(last="business")
-    manifest = run_stage(plan.steps[0], toy / "runs" / "r", plan, {}, limits=Limits(cell_timeout_s=4), warm=worker)
+    manifest = run_stage(plan.steps[0], toy / "runs" / "r", plan, {}, limits=Limits(cell_timeout_s=4, memory_mb=800), warm=worker)
     assert manifest["status"] == status and said in f"{manifest['error']['name']}: {manifest['error']['message']}"
 
 
 @pytest.fixture(scope="module")
 def worker():
-    with runs.warm_worker(runs.Manner()) as found:
-        yield found
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PYTEST_CURRENT_TEST")  # with it, kernels do not look at what child processes write
+        with runs.warm_worker(runs.Manner()) as found:
+            yield found
 
 
 @pytest.mark.skipif(not warm.can_fork(), reason="this system does not fork")
-def test_without_its_worker_a_kernel_starts_by_itself(toy):
+def test_without_its_worker_a_kernel_starts_by_itself(toy, caplog):
     write_stage(toy, "business")
     (toy / "runs" / "r").mkdir(parents=True)
     plan = plan_run(last="business")
@@ -162,6 +210,19 @@ def test_without_its_worker_a_kernel_starts_by_itself(toy):
         dead.process.wait()
         manifest = run_stage(plan.steps[0], toy / "runs" / "r", plan, {}, warm=dead)
     assert manifest["status"] == "finished" and (toy / "runs/r/01_business/notebook.html").is_file()
+    assert manifest["kernel"]["kind"] == "isolated" and "did not fork a kernel and ended (-9)" in manifest["kernel"]["why"]
+    assert [r.getMessage() for r in caplog.records if r.name == "amhs"] == [f"a kernel starts by itself, which takes longer: {manifest['kernel']['why']}"]
+
+
+@pytest.mark.skipif(not warm.can_fork(), reason="this system does not fork")
+def test_what_the_worker_could_not_import_is_on_record(toy, monkeypatch):
+    (toy / "broken").mkdir()
+    (toy / "broken" / "xgboost.py").write_text("raise ImportError('broken on purpose')")
+    monkeypatch.setenv("PYTHONPATH", str(toy / "broken"))
+    write_stage(toy, "business")
+    result = runs.run_pipeline(last="business", manner=replace(QUIET, fast=True))
+    assert result.status == "finished" and result.manifests[0]["kernel"]["kind"] == "forked"
+    assert "xgboost (ImportError: broken on purpose)" in result.manifests[0]["kernel"]["why"]
 
 
 @pytest.mark.skipif(not warm.can_fork(), reason="this system does not fork")
