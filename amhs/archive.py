@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['run_facts', 'stands_on', 'trail', 'Fate', 'plan_removal', 'remove_runs', 'without_places', 'export_run']
 
-# %% ../nbs/lib/24_archive.ipynb #0a7117f2
+# %% ../nbs/lib/24_archive.ipynb #d122d729
 import contextlib, re, shutil, sys, tempfile, zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ import amhs
 from .config import settings
 from .core import StageError, atomic_path, project_root, read_json
 from .reports import index_page, run_page, run_records, write_index
-from .stages import PIPELINES, find_stage, local_now, lock_run, stage_home, stage_manifest
+from .stages import PIPELINES, find_stage, keep_runs, list_runs, local_now, lock_run, stage_home, stage_manifest
 
 # %% ../nbs/lib/24_archive.ipynb #6f9ab433
 def _stage_facts(run: Path, name: str) -> dict[str, Any] | None:
@@ -125,17 +125,26 @@ def _discard(run: Path) -> None:
     with lock_run(run):
         run.rename(trash / run.name)
 
-# %% ../nbs/lib/24_archive.ipynb #80841b61
-def remove_runs(
-    fates: list[Fate],  # from `plan_removal`
-) -> list[Fate]:  # those that went; a run in which somebody began to work meanwhile stays
-    "Remove the runs that are to go."
-    gone = []
-    for fate in (f for f in fates if not f.kept):
+# %% ../nbs/lib/24_archive.ipynb #0fa8d90a
+def _remove_from(runs: Path, fates: list[Fate]) -> list[Fate]:
+    "Of the runs that are to go, discard those that nobody works in or has begun to stand on since that was decided."
+    going, gone = {f.run for f in fates}, []
+    needed = {below for run in list_runs(runs) if run not in going for below in trail(run)[1:]}
+    for fate in (f for f in fates if f.run not in needed):
         with contextlib.suppress(StageError):
             _discard(fate.run)
             gone.append(fate)
+    return gone
+
+# %% ../nbs/lib/24_archive.ipynb #619cb535
+def remove_runs(
+    fates: list[Fate],  # from `plan_removal`
+) -> list[Fate]:  # those that went; a run in which somebody began to work meanwhile stays, and so does what it stands on
+    "Remove the runs that are to go."
+    gone = []
     for runs in {f.run.parent for f in fates}:
+        with keep_runs(runs, to_remove=True):
+            gone += _remove_from(runs, [f for f in fates if not f.kept and f.run.parent == runs])
         shutil.rmtree(runs / ".trash", ignore_errors=True)
         write_index(runs)
     return gone

@@ -6,7 +6,7 @@
 __all__ = ['RunResult', 'short_path', 'again_command', 'failure_report', 'recover', 'Reporter', 'LiveReporter', 'reporter',
            'Manner', 'warm_worker', 'end_kernels', 'run_pipeline', 'answered', 'rests_on']
 
-# %% ../nbs/lib/24_runs.ipynb #58821b90
+# %% ../nbs/lib/24_runs.ipynb #8e430e8d
 import contextlib, os, re, shlex, shutil, signal, sys, tempfile, threading, time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -26,9 +26,10 @@ from .execute import Limits, Watch, cell_error, close_stage, completed, run_stag
 from .pages import cell_text
 from .plan import Plan, Step, decide, find_run, plan_run, reasons
 from .provenance import refuse_drift
+from .registry import register_quietly
 from .reports import run_page, run_summary, write_index
 from amhs.stages import (
-    GOOD, STAGES, find_stage, list_runs, local_now, lock_run, new_run, outside_path, read_cells, stage_home, stage_manifest,
+    GOOD, STAGES, find_stage, keep_runs, list_runs, local_now, lock_run, new_run, outside_path, read_cells, stage_home, stage_manifest,
 )
 from .warm import Warm, can_fork, start_warm
 
@@ -173,7 +174,7 @@ def _put_record(run: Path, **changes: Any) -> dict:
     write_index(run.parent)
     return record
 
-# %% ../nbs/lib/24_runs.ipynb #42ab728d
+# %% ../nbs/lib/24_runs.ipynb #cac91c2f
 class Reporter:
     "Progress as plain lines; stages may run side by side."
 
@@ -196,6 +197,10 @@ class Reporter:
         "A stage need not run."
         self.write(f"{_label(step)}: unchanged, {reasons(step)}")
 
+    def note(self, said: str) -> None:
+        "Something about the run as a whole."
+        self.write(said)
+
 # %% ../nbs/lib/24_runs.ipynb #00fd2dd8
 def _label(step: Step) -> str:
     "A stage's number and name."
@@ -204,7 +209,7 @@ def _label(step: Step) -> str:
 # %% ../nbs/lib/24_runs.ipynb #693b1fdb
 _MARKS = {"finished": "[green]✓[/]", "skipped": "[dim]–[/]", "gate failed": "[yellow]![/]"}
 
-# %% ../nbs/lib/24_runs.ipynb #cf324524
+# %% ../nbs/lib/24_runs.ipynb #d0dd2fec
 class LiveReporter(Reporter):
     "Progress as one moving line on a terminal, and a line per stage that ended."
 
@@ -231,6 +236,9 @@ class LiveReporter(Reporter):
 
     def skip(self, step: Step) -> None:
         self._line("[dim]=[/]", step, f"unchanged, {reasons(step)}")
+
+    def note(self, said: str) -> None:
+        self.bar.console.print(said, highlight=False, markup=False)
 
     def _line(self, mark: str, step: Step, said: str) -> None:
         self.bar.console.print(f"{mark} {_label(step):<14} {said}", highlight=False)
@@ -287,7 +295,7 @@ def _terminable() -> Iterator[None]:
 _ACTIVE: set[Watch] = set()  # over the kernels of this process's runs
 _TURNS: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
-# %% ../nbs/lib/24_runs.ipynb #f594598a
+# %% ../nbs/lib/24_runs.ipynb #d600b671
 @dataclass
 class _Work:
     "A run at work."
@@ -301,13 +309,25 @@ class _Work:
     done: dict[str, dict] = field(default_factory=dict)  # stage -> manifest
     steps: dict[str, Step] = field(default_factory=dict)  # stage -> as it was decided in the end
     pages: list[Callable[[], None]] = field(default_factory=list)  # wait for the stages' pages
+    turn: threading.Lock = field(default_factory=threading.Lock)  # to change the record
 
-# %% ../nbs/lib/24_runs.ipynb #b8616e19
+# %% ../nbs/lib/24_runs.ipynb #55164486
+@patch
+def _claim(self: _Work, step: Step) -> None:
+    "Put on record at once that this run stands on the one a stage is taken from, so that nobody removes it."
+    if step.action == "skip" and step.source != self.run.name:
+        with self.turn:
+            record = read_json(self.run / "run.json")
+            write_json(self.run / "run.json", record | {"sources": record["sources"] | {step.stage.name: step.source}})
+
+# %% ../nbs/lib/24_runs.ipynb #954a3f3b
 @patch
 def _carry_out(self: _Work, step: Step) -> tuple[Step, dict]:
     "Decide a step and, if need be, run it."
     with _TURNS[sha256_json([step.stage.name, step.params.model_dump(mode="json")])]:
-        step = decide(step, self.held, self.plan.within, self.plan.forced)
+        with keep_runs(self.run.parent):
+            step = decide(step, self.held, self.plan.within, self.plan.forced)
+            self._claim(step)
         if step.action == "skip":
             self.show.skip(step)
             return step, stage_manifest(self.run.parent / step.source, step.stage)
@@ -327,7 +347,7 @@ def _ready(self: _Work, waiting: Iterable[Step]) -> list[Step]:
     ahead = {s.stage.name for s in self.plan.steps} - self.done.keys()
     return [s for s in waiting if not ahead & set(s.stage.inputs)]
 
-# %% ../nbs/lib/24_runs.ipynb #160da565
+# %% ../nbs/lib/24_runs.ipynb #3e737d93
 @patch
 def _note(self: _Work, step: Step, manifest: dict, began: float) -> str:
     "Put a step that is done on the run's record; the run's status so far."
@@ -335,11 +355,11 @@ def _note(self: _Work, step: Step, manifest: dict, began: float) -> str:
     self.done[name], self.steps[name], self.held[name] = manifest, step, step.source or self.run.name
     done = [self.done[s.stage.name] for s in self.plan.steps if s.stage.name in self.done]
     status, verdict = _judge(done, len(self.plan.steps))
-    sources = read_json(self.run / "run.json")["sources"] | {n: s.source for n, s in self.steps.items() if s.source not in (None, self.run.name)}
     told = {n: {"action": s.action, "why": list(s.why)} for n, s in self.steps.items()}
-    for name in [n for n, s in self.steps.items() if s.action == "run"]:
-        sources.pop(name, None)
-    _put_record(self.run, status=status, verdict=verdict, duration_s=round(time.perf_counter() - began, 3), sources=sources, steps=told)
+    ran = {n for n, s in self.steps.items() if s.action == "run"}
+    with self.turn:
+        sources = {n: s for n, s in read_json(self.run / "run.json")["sources"].items() if n not in ran}
+        _put_record(self.run, status=status, verdict=verdict, duration_s=round(time.perf_counter() - began, 3), sources=sources, steps=told)
     return status
 
 # %% ../nbs/lib/24_runs.ipynb #56a0b258
@@ -403,7 +423,7 @@ def _truthful(run: Path) -> Iterator[None]:
                              fix=f"see to the disk, then go on with `amhs run --resume {run.name}`") from e
         raise
 
-# %% ../nbs/lib/24_runs.ipynb #89571000
+# %% ../nbs/lib/24_runs.ipynb #ca61ecf7
 def run_pipeline(
     pipeline: str = "develop",  # a name in `PIPELINES`
     profile: str = "demo",  # smoke, demo or full
@@ -420,17 +440,22 @@ def run_pipeline(
     recover(runs := settings().runs)
     manner = manner or Manner()
     refuse_drift()
-    plan = plan_run(pipeline, profile, sets, first, last, within, forced)
-    if not (run_id or within) and (found := answered(plan)):
-        return found
-    needed = warm is None and any(s.action == "run" for s in plan.steps)
-    with warm_worker(manner, needed) as own, _terminable(), lock_run(_run_folder(plan, runs, run_id, within, manner.clock)) as run, _truthful(run):
-        _open_record(run, plan, manner.clock, (first, last))
-        work = _Work(plan, run, manner, manner.show or reporter(), warm or own, dict(plan.sources))
-        work._go()
+    with contextlib.ExitStack() as kept:
+        kept.enter_context(keep_runs(runs))
+        plan = plan_run(pipeline, profile, sets, first, last, within, forced)
+        if not (run_id or within) and (found := answered(plan)):
+            return found
+        needed = warm is None and any(s.action == "run" for s in plan.steps)
+        with warm_worker(manner, needed) as own, _terminable(), lock_run(_run_folder(plan, runs, run_id, within, manner.clock)) as run, _truthful(run):
+            _open_record(run, plan, manner.clock, (first, last))
+            kept.close()
+            work = _Work(plan, run, manner, manner.show or reporter(), warm or own, dict(plan.sources))
+            work._go()
     record = read_json(run / "run.json")
     write_json(runs / "latest.json", {"run_id": run.name, "status": record["status"], "report": f"{run.name}/index.html"})
     executed = tuple(n for n, s in work.steps.items() if s.action == "run")
+    if executed and record["status"] != "interrupted" and (said := register_quietly()):
+        work.show.note(said)
     manifests = tuple(work.done[s.stage.name] for s in plan.steps if s.stage.name in work.done)
     return RunResult(run.name, run, record["status"], record["verdict"], manifests, executed)
 

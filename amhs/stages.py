@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'PIPELINES', 'GOOD', 'Deliverable', 'Stage', 'find_stage', 'stage_rows', 'stage_table', 'read_cells',
-           'notebook_defaults', 'check_notebook', 'toy_stage', 'local_now', 'new_run', 'lock_run', 'stage_manifest',
-           'list_runs', 'stage_home', 'find_sources', 'confirmed_number', 'identify', 'is_intact', 'verified_outputs',
-           'StageRun', 'outside_name', 'outside_path', 'check_templates', 'begin']
+           'notebook_defaults', 'check_notebook', 'toy_stage', 'local_now', 'new_run', 'lock_run', 'keep_runs',
+           'stage_manifest', 'list_runs', 'stage_home', 'find_sources', 'confirmed_number', 'identify', 'is_intact',
+           'verified_outputs', 'StageRun', 'outside_name', 'outside_path', 'check_templates', 'begin']
 
 # %% ../nbs/lib/19_stages.ipynb #74b143ae
 import ast, contextlib, fcntl, io, json, operator, os, re, shutil, sys
@@ -62,7 +62,7 @@ def notebook(self: Stage) -> str:
     "The stage's notebook, from the project's folder."
     return f"nbs/stages/{self.folder}.ipynb"
 
-# %% ../nbs/lib/19_stages.ipynb #9b4b81b5
+# %% ../nbs/lib/19_stages.ipynb #ef75b110
 STAGES: tuple[Stage, ...] = (
     Stage("01", "business", "Business definition", "비즈니스 정의", outputs=("scope.json", "criteria.json"), gates=("history_days",),
           deliverables=(Deliverable("requirements", "Requirements definition", "요구사항 정의서"),
@@ -82,11 +82,14 @@ STAGES: tuple[Stage, ...] = (
     Stage("07", "evaluate", "Evaluation and confirmation", "평가 및 확정", ("business", "data", "train"),
           ("evaluation.json",), optional=("confirmed_model",), gates=("leaks",), reenter="develop",
           deliverables=(Deliverable("experiment_report", "Experiment report", "모델 실험 결과서"),)),
+    Stage("08", "inference", "Inference development", "추론 개발", ("business", "data", "evaluate"), ("package",),
+          deliverables=(Deliverable("deployment_package", "Deployment package", "배포 모델 패키지"),),
+          gates=("parity", "replay", "latency"), reenter="develop"),
 )
 
-# %% ../nbs/lib/19_stages.ipynb #27ff7f6c
+# %% ../nbs/lib/19_stages.ipynb #4c3a883d
 PIPELINES: dict[str, tuple[str, ...]] = {
-    "develop": ("business", "poc", "prototype", "data", "develop", "train", "evaluate"),
+    "develop": ("business", "poc", "prototype", "data", "develop", "train", "evaluate", "inference"),
 }
 
 # %% ../nbs/lib/19_stages.ipynb #32aa8eeb
@@ -236,6 +239,18 @@ def lock_run(
             raise StageError("another process is working in this run", got=Path(folder).name,
                              fix="wait for it, or start a run of its own") from None
         yield Path(folder)
+
+# %% ../nbs/lib/19_stages.ipynb #84f8b06f
+@contextlib.contextmanager
+def keep_runs(
+    runs: Path | str,  # the folder of all runs
+    to_remove: bool = False,  # wait until nobody keeps them, then keep others out
+) -> Iterator[None]:
+    "Keep all runs from being removed meanwhile, or have them to oneself to remove some."
+    Path(runs).mkdir(parents=True, exist_ok=True)
+    with open(Path(runs) / ".keep", "a") as f:
+        fcntl.flock(f, fcntl.LOCK_EX if to_remove else fcntl.LOCK_SH)
+        yield
 
 # %% ../nbs/lib/19_stages.ipynb #64be568c
 GOOD = ("finished", "gate failed")

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 import zipfile
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -11,9 +12,9 @@ from pathlib import Path
 import pytest
 from reviewed import check_pages, own_settings
 
-from amhs import archive, reports
+from amhs import archive, reports, runs
 from amhs.core import StageError, read_json, write_json
-from amhs.stages import STAGES, find_stage, identify, lock_run, stage_manifest
+from amhs.stages import STAGES, find_stage, identify, keep_runs, lock_run, stage_manifest, toy_stage
 
 AMHS = Path(sys.executable).with_name("amhs")
 EVERY = {"monday", "tuesday", "wednesday", "thursday"}
@@ -30,16 +31,16 @@ def mine(week, tmp_path, monkeypatch):
     return tmp_path / "runs"
 
 
-def going(runs, keep=1, **kw):
-    return {f.run.name for f in archive.plan_removal(runs, keep, **kw) if not f.kept}
+def going(folder, keep=1, **kw):
+    return {f.run.name for f in archive.plan_removal(folder, keep, **kw) if not f.kept}
 
 
-def left(runs):
-    return {p.parent.name for p in runs.glob("*/run.json")}
+def left(folder):
+    return {p.parent.name for p in folder.glob("*/run.json")}
 
 
-def amhs(runs, *args):
-    return subprocess.run([AMHS, "runs", *args], cwd=runs.parent, capture_output=True, text=True, timeout=120)
+def amhs(folder, *args):
+    return subprocess.run([AMHS, "runs", *args], cwd=folder.parent, capture_output=True, text=True, timeout=120)
 
 
 # --- what a run stands on --------------------------------------------------------------------------------------------
@@ -86,6 +87,49 @@ def test_a_run_somebody_works_in_stays(mine):
     with lock_run(mine / "monday"):
         gone = archive.remove_runs(fates)
     assert {f.run.name for f in gone} == {"tuesday", "wednesday"} and (mine / "monday/run.json").is_file(), "begun after the plan was made"
+
+
+def test_what_a_run_has_begun_to_stand_on_meanwhile_stays(mine):
+    fates = archive.plan_removal(mine, 1)
+    (mine / "friday").mkdir()
+    write_json(mine / "friday/run.json", read_json(mine / "thursday/run.json") | {"run_id": "friday", "sources": {"data": "monday"}})
+    gone = archive.remove_runs(fates)
+    assert {f.run.name for f in gone} == {"tuesday", "wednesday"} and left(mine) == {"monday", "thursday", "friday"}
+
+
+def test_who_removes_waits_for_who_looks_for_something_to_build_on(mine):
+    fates, done = archive.plan_removal(mine, 1), []
+    removing = threading.Thread(target=lambda: done.extend(archive.remove_runs(fates)))
+    with keep_runs(mine):
+        removing.start()
+        removing.join(0.3)
+        assert removing.is_alive() and left(mine) == EVERY
+        (mine / "friday").mkdir()
+        write_json(mine / "friday/run.json", read_json(mine / "thursday/run.json") | {"run_id": "friday", "sources": {"train": "tuesday"}})
+    removing.join(20)
+    assert {f.run.name for f in done} == {"wednesday"}, "tuesday stands on monday"
+
+
+@pytest.mark.parametrize("where", ["_open_record", "run_stage"])
+def test_a_run_does_not_lose_what_it_begins_to_build_on(mine, monkeypatch, where):
+    """Somebody removes all they can just before the new run is on record, and while its first stage runs."""
+    real, removing = getattr(runs, where), []
+
+    def meanwhile(*args, **kw):
+        removing.append(threading.Thread(target=lambda: archive.remove_runs(archive.plan_removal(mine, 0))))
+        removing[-1].start()
+        removing[-1].join(0.3 if where == "_open_record" else 20)
+        return real(*args, **kw)
+
+    for stage in STAGES:
+        toy_stage(mine.parent, stage.name, "run.skip('trivial')")
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, where, meanwhile)
+        result = runs.run_pipeline(first="data", last="data", manner=runs.Manner(fast=False, show=runs.Reporter(lambda line: None)))
+    removing[-1].join(20)
+    assert result.executed == ("data",) and result.manifests[0]["status"] == "skipped"
+    sources = read_json(result.folder / "run.json")["sources"]
+    assert sources and set(sources.values()) <= left(mine) < EVERY | {result.run_id}
 
 
 def test_a_confirmed_model_stays_unless_asked_for(mine):
