@@ -6,8 +6,8 @@
 __all__ = ['Side', 'read_side', 'Fact', 'Cell', 'Comparison', 'compare_runs', 'differing', 'differing_cells', 'comparison_text',
            'diff_table', 'comparison_page', 'write_comparison']
 
-# %% ../nbs/lib/22_compare.ipynb #f0ddd814
-import html, itertools, re
+# %% ../nbs/lib/22_compare.ipynb #26963197
+import base64, html, itertools, re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
@@ -152,17 +152,34 @@ def _paired(a: Mapping[str, Cell], b: Mapping[str, Cell]) -> dict[str, tuple[Cel
     a = {renamed.get(n, n): cell for n, cell in a.items()}
     return {n: (a.get(n), b.get(n)) for n in _aligned(a, b)}
 
-# %% ../nbs/lib/22_compare.ipynb #c306410c
+# %% ../nbs/lib/22_compare.ipynb #56477904
+def _documents(side: Side, stage: str) -> dict[str, Cell]:
+    "The deliverables of a stage, one for each language."
+    manifest, folder = side.found[stage], f"{side.homes[stage].name}/{find_stage(stage).folder}/documents"
+    home, own = side.run.parent / folder, {manifest["run_id"]: "(run)", manifest["started"][:16].replace("T", " "): "(begun)"}
+    return {f"{written['title']} ({lang})": _document(home, f"{folder}/{page}", own, written["figures"])
+            for written in manifest["documents"].values() for lang, page in written["pages"].items()}
+
+# %% ../nbs/lib/22_compare.ipynb #edefb7bb
+def _document(home: Path, page: str, own: Mapping[str, str], figures: Iterable[str]) -> Cell:
+    "A document as a cell: its text without what is its run's own, and its figures."
+    text = (home / Path(page).name).with_suffix(".md").read_text(encoding="utf-8")
+    for said, instead in own.items():
+        text = text.replace(said, instead)
+    return Cell(page, text, figures=tuple(base64.b64encode((home / f).read_bytes()).decode() for f in figures))
+
+# %% ../nbs/lib/22_compare.ipynb #19a46b9c
 @dataclass(frozen=True)
 class Comparison:
-    "Two runs, fact by fact and cell by cell."
+    "Two runs, fact by fact, document by document and cell by cell."
 
     a: Side
     b: Side
     facts: dict[str, list[Fact]]  # of stages, parameters, gates, metrics, provenance
     cells: dict[str, dict[str, tuple[Cell | None, Cell | None]]]  # stage -> cell id -> that cell in A and in B
+    documents: dict[str, tuple[Cell | None, Cell | None]]  # title and language -> that document in A and in B
 
-# %% ../nbs/lib/22_compare.ipynb #45ed32ad
+# %% ../nbs/lib/22_compare.ipynb #5b9ea82a
 def compare_runs(
     a: Path | str,  # a run's folder
     b: Path | str,  # another's
@@ -174,7 +191,9 @@ def compare_runs(
     asked = _pairs("run", *({k: s.record[k] for k in ("pipeline", "profile")} for s in (a, b)))
     facts = {"stages": list(_endings(a, b)), "parameters": [*asked, *told(lambda m: m["parameters"])], "gates": told(_gates),
              "metrics": told(lambda m: {n: x["value"] for n, x in m["metrics"].items()}), "provenance": _merged(told(_origin))}
-    return Comparison(a, b, facts, {n: _paired(_cells(a, n), _cells(b, n)) for n in both})
+    left, right = ({k: d for n in both for k, d in _documents(s, n).items()} for s in (a, b))
+    documents = {k: (left.get(k), right.get(k)) for k in dict.fromkeys([*left, *right])}
+    return Comparison(a, b, facts, {n: _paired(_cells(a, n), _cells(b, n)) for n in both}, documents)
 
 # %% ../nbs/lib/22_compare.ipynb #3c43d916
 def differing(
@@ -183,11 +202,11 @@ def differing(
     "What differs."
     return [f for f in facts if f.a != f.b]
 
-# %% ../nbs/lib/22_compare.ipynb #b0c4bd44
+# %% ../nbs/lib/22_compare.ipynb #ef695cc7
 def differing_cells(
-    cells: Mapping[str, tuple[Cell | None, Cell | None]],  # of one stage
+    cells: Mapping[str, tuple[Cell | None, Cell | None]],  # of one stage, or documents
 ) -> list[str]:  # ids of those in which the runs differ
-    "Cells whose source, text or figures differ."
+    "Cells or documents whose source, text or figures differ."
     return [i for i, (a, b) in cells.items() if a != b]
 
 # %% ../nbs/lib/22_compare.ipynb #bf8b08bd
@@ -206,7 +225,7 @@ def _line(kind: str, facts: list[Fact], most: int = 4) -> str:
     more = [f"and {len(other) - most} more"] if len(other) > most else []
     return f"{kind:<11} {len(other)} of {len(facts)} differ" + (": " + "; ".join(words + more) if words else "")
 
-# %% ../nbs/lib/22_compare.ipynb #3789d063
+# %% ../nbs/lib/22_compare.ipynb #e1a8c802
 def comparison_text(
     found: Comparison,  # from `compare_runs`
 ) -> str:  # a line per kind of fact, and one for the cells
@@ -214,6 +233,8 @@ def comparison_text(
     cells = [(n, len(differing_cells(c)), len(c)) for n, c in found.cells.items()]
     other = ", ".join(f"{n} {some} of {every}" for n, some, every in cells if some)
     lines = [_line(kind, facts) for kind, facts in found.facts.items()]
+    papers = differing_cells(found.documents)
+    lines.append(f"{'documents':<11} {len(papers)} of {len(found.documents)} differ" + (": " + ", ".join(papers) if papers else ""))
     return "\n".join([f"A {found.a.run.name}: {found.a.record['status']}", f"B {found.b.run.name}: {found.b.record['status']}", *lines,
                       f"{'cells':<11} {sum(s for _, s, _ in cells)} of {sum(e for _, _, e in cells)} differ" + (f": {other}" if other else "")])
 
@@ -316,6 +337,23 @@ def _stage_section(found: Comparison, stage: str) -> str:
     rest = folded(f"{len(alike)} cells the same", ("cell", "begins with"), alike)
     return tag("section", tag("h2", title), said, *blocks, rest, id=stage)
 
+# %% ../nbs/lib/22_compare.ipynb #2ece4a9b
+def _document_html(name: str, a: Cell | None, b: Cell | None) -> str:
+    "A document that differs: its lines and its figures."
+    links = " ".join(link(d.id, side) for side, d in (("A", a), ("B", b)) if d)
+    note = "" if a and b else tag("p", f"only in {'A' if a else 'B'}", class_="soft")
+    text = diff_table(a.source, b.source) if a and b and a.source != b.source else ""
+    return tag("div", tag("h4", html.escape(name), " ", links), note, text, _figures(a.figures, b.figures) if a and b else "", class_="cell")
+
+# %% ../nbs/lib/22_compare.ipynb #102e2468
+def _documents_section(found: Comparison) -> str:
+    "The documents that differ, then the others folded."
+    other = differing_cells(found.documents)
+    alike = [(n, b.id) for n, (_, b) in found.documents.items() if n not in other]
+    rest = folded(f"{len(alike)} the same", ("document", "file in B"), alike)
+    blocks = [_document_html(n, *found.documents[n]) for n in other]
+    return tag("section", tag("h2", f"Documents: {len(other)} of {len(found.documents)} differ"), *blocks, rest, id="documents")
+
 # %% ../nbs/lib/22_compare.ipynb #45249f6b
 def _fact_cells(fact: Fact) -> list[str]:
     "A fact as plain cells."
@@ -340,20 +378,22 @@ def _side_card(name: str, side: Side) -> str:
     return tag("div", tag("p", tag("b", name), " ", link(f"{side.run.name}/index.html", side.run.name), " ", badge(r["status"])),
                tag("p", html.escape(r["verdict"])), tag("p", html.escape(facts), class_="soft"))
 
-# %% ../nbs/lib/22_compare.ipynb #c87bae00
+# %% ../nbs/lib/22_compare.ipynb #2ca70e88
 def _counts(found: Comparison) -> str:
     "How much differs, with the way there."
     facts = [(k, k, len(differing(f)), len(f)) for k, f in found.facts.items()]
+    facts.append(("documents", "documents", len(differing_cells(found.documents)), len(found.documents)))
     cells = [(n, f"cells of {find_stage(n).number} {n}", len(differing_cells(c)), len(c)) for n, c in found.cells.items()]
     lines = [tag("li", link(f"#{anchor}", f"{name}: {some} of {every} differ")) for anchor, name, some, every in facts + cells if some]
     return tag("ul", *lines, class_="counts") if lines else tag("p", "Nothing differs.")
 
-# %% ../nbs/lib/22_compare.ipynb #779e8eb8
+# %% ../nbs/lib/22_compare.ipynb #7e387592
 def comparison_page(
     found: Comparison,  # from `compare_runs`
 ) -> str:  # HTML to lie in the folder of all runs
     "A comparison as one offline page, differences first."
     parts = [(any(differing(f)), _facts_section(k, f)) for k, f in found.facts.items()]
+    parts.append((bool(differing_cells(found.documents)), _documents_section(found)))
     parts += [(bool(differing_cells(c)), _stage_section(found, n)) for n, c in found.cells.items()]
     body = [tag("nav", link("index.html", "all runs")), tag("h1", html.escape(f"{found.a.run.name} and {found.b.run.name}")),
             tag("div", _side_card("A", found.a), _side_card("B", found.b), class_="sides"), _counts(found),

@@ -77,7 +77,7 @@ def test_differences_come_first_and_the_rest_is_folded_with_its_count(found):
     page = compare.comparison_page(found)
     order = re.findall(r'<section id="(\w+)">', page)
     assert order[:7] == ["stages", "parameters", "gates", "metrics", "provenance", "train", "evaluate"]
-    assert set(order[7:]) == set(found.cells) - {"train", "evaluate"}
+    assert set(order[7:]) == {"documents"} | set(found.cells) - {"train", "evaluate"}, "the toy's documents say the same"
     alike = sum(f.a == f.b for f in found.facts["parameters"])
     assert f"<summary>{alike} the same</summary>" in page and f"Parameters: 1 of {alike + 1} differ" in page
     assert "<summary>6 cells the same</summary>" in page
@@ -91,6 +91,39 @@ def test_a_cell_that_differs_shows_code_text_and_figures_of_both(found):
     assert "trees <mark>7</mark>" in cell and "trees <mark>9</mark>" in cell, "what was printed"
     assert "<mark>4</mark>" in cell and "<mark>3</mark>" in cell, "what was written"
     assert "-1 (-25.0%)" in page, "how far a number moved"
+
+
+def test_documents_are_compared_line_by_line_and_by_their_figures(twins):
+    same = compare.compare_runs(*twins)
+    assert len(same.documents) > 6 and not compare.differing_cells(same.documents)
+    text, picture = (next((twins[1] / "04_data/documents").glob(f"*.{end}")) for end in ("md", "png"))
+    text.write_text(text.read_text() + "\nOne sentence more.\n")
+    picture.write_bytes(picture.read_bytes() + b"0")
+    found = compare.compare_runs(*twins)
+    assert compare.differing_cells(found.documents) == ["Data card of the labelled data set (en)"]
+    page = compare.comparison_page(found)
+    part = page[page.index('id="documents"'):]
+    part = part[:part.index("</section>")]
+    assert "One sentence more." in part and part.count('src="data:image/png') == 2 and f"<summary>{len(found.documents) - 1} the same</summary>" in part
+    assert page.index('id="documents"') < page.index('id="parameters"'), "differences first"
+    assert re.search(r"documents +1 of \d+ differ: Data card", compare.comparison_text(found))
+
+
+def test_a_document_in_a_language_that_only_one_run_has(twins):
+    path = twins[1] / "04_data/manifest.json"
+    manifest = read_json(path)
+    card = manifest["documents"]["data_card"]
+    shutil.copy(twins[1] / "04_data/documents/data_card.md", twins[1] / "04_data/documents/data_card.ko.md")
+    card["pages"]["ko"] = "data_card.ko.html"
+    write_json(path, manifest)
+    found = compare.compare_runs(*twins)
+    assert compare.differing_cells(found.documents) == ["Data card of the labelled data set (ko)"]
+    assert "only in B" in compare.comparison_page(found)
+
+
+def test_a_run_s_own_name_and_day_are_no_difference_between_documents(week):
+    found = compare.compare_runs(week / "monday", week / "thursday")
+    assert found.documents and not compare.differing_cells(found.documents)
 
 
 def test_the_page_is_offline_and_every_link_leads_somewhere(week, tmp_path):
