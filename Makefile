@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help run test test-full lab export readme lint lock clean
+.PHONY: help run test test-full serve lab export readme lint lock clean
 
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -33,6 +33,9 @@ test: $(READY)  ## all tests but the long ones (at most 15 minutes on 2 cores)
 test-full: $(READY)  ## the long tests too
 	@bash scripts/system-packages.sh
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
+serve: $(READY)  ## the service on port 3000 (more for it: make serve ARGS="--port 8080")
+	$(BIN)/amhs serve $(ARGS)
 
 lab: $(READY)  ## JupyterLab, saving notebooks clean (more for it: make lab ARGS="--port=9000")
 	$(BIN)/amhs lab -- $(ARGS)

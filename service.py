@@ -1,5 +1,6 @@
 """The forecasting service: `bentoml serve service:Amhs`. What it answers is in amhs.serve, how it is asked in amhs.api."""
 
+import os
 from pathlib import Path
 
 import bentoml
@@ -11,7 +12,7 @@ app = create_app(assets=Path(bentoml.__file__).parent / "_internal/server/static
 
 @bentoml.service(
     name="amhs",
-    workers=2,
+    workers=int(os.environ.get("AMHS_WORKERS", 2)),
     traffic={"timeout": 30},
     # each of these layers would cost more than a forecast (params/serving.yaml says what is measured instead)
     logging={"access": {"enabled": False}},

@@ -6,7 +6,7 @@
 __all__ = ['LineDeployment', 'Deployment', 'pointer', 'read_deployment', 'package_folder', 'add_package', 'deployed_versions',
            'local_now', 'assign', 'deploy', 'rollback', 'retire', 'deployment_history']
 
-# %% ../nbs/lib/15_deployment.ipynb #73bc993d
+# %% ../nbs/lib/15_deployment.ipynb #b315b1b3
 import fcntl, json, os, shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ import pandas as pd
 from pydantic import field_validator
 
 from .config import Frozen, Share, checked, settings
-from .core import AmhsError, InputError, ParameterError, atomic_path, nearest, read_json, write_json
+from .core import InputError, ParameterError, atomic_path, nearest, read_json, write_json
 from .inference import load_package
 from .rules import check_hybrid
 
@@ -196,7 +196,7 @@ def retire(
         _note(home, {"at": clock().isoformat(), "line": line, "who": who, "why": why, "before": now.lines[line].model_dump(), "after": None})
         write_json(pointer(folder), {"lines": {n: d.model_dump() for n, d in now.lines.items() if n != line}})
 
-# %% ../nbs/lib/15_deployment.ipynb #873f5cc9
+# %% ../nbs/lib/15_deployment.ipynb #906a1ab5
 def deployment_history(
     folder: Path | str | None = None,  # of deployments; None: the settings'
 ) -> pd.DataFrame:  # at, line, live, canary, shadow, hybrid, who, why; oldest first
@@ -204,5 +204,5 @@ def deployment_history(
     path = pointer(folder).parent / "history.jsonl"
     entries = [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
     shown = ("live", "canary", "canary_share", "shadow", "hybrid")
-    rows = [{"at": e["at"], "line": e["line"], **{k: (e["after"] or {}).get(k, "") for k in shown}, "who": e["who"], "why": e["why"]} for e in entries]
+    rows = [{"at": e["at"][:16].replace("T", " "), "line": e["line"], **{k: (e["after"] or {}).get(k, "") for k in shown}, "who": e["who"], "why": e["why"]} for e in entries]
     return pd.DataFrame(rows, columns=["at", "line", *shown, "who", "why"])

@@ -8,8 +8,8 @@ __all__ = ['V8_WINDOW_GROUPS', 'HUB_DETAIL_GROUPS', 'DAY_MIN', 'WEEK_MIN', 'THUR
            'Series', 'Window', 'Number', 'Map', 'Clock', 'Average', 'Feature', 'v8_features', 'hub_features', 'Op',
            'Program', 'Step', 'FeatureKernel', 'compile_features', 'feature_table', 'build_features']
 
-# %% ../nbs/lib/05_features.ipynb #3614e695
-import os
+# %% ../nbs/lib/05_features.ipynb #04f98ef8
+import os, threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -1088,7 +1088,7 @@ def _features(
         raise ParameterError("no such feature set", got=feature_set, fix=f"use one of {', '.join(nearest(feature_set, FEATURE_SETS))}")
     return FEATURE_SETS[feature_set](limits)
 
-# %% ../nbs/lib/05_features.ipynb #fb47efcf
+# %% ../nbs/lib/05_features.ipynb #3f2f67b1
 class FeatureKernel:
     "A feature set compiled for the columns of a site."
     def __init__(
@@ -1097,13 +1097,18 @@ class FeatureKernel:
         columns: Sequence[str],  # those the site has, in the order of the rows of `values`
         timezone: str = "UTC",  # of the clock
     ):
-        self.columns, self.timezone = tuple(columns), timezone
+        self.columns, self.timezone, self._rooms = tuple(columns), timezone, threading.local()
         made = {f: _at_site(f.value, self.columns) for f in features}
         self.features = tuple(f._replace(value=node) for f, node in made.items() if node is not None)
         self.missing = {f.name: [c for c in f.sources() if c not in self.columns] for f, node in made.items() if node is None}
         self.names = [f.name for f in self.features]
         self.history_min = WINDOW_MIN
         self.memory_min = max([WINDOW_MIN, *(f.history_min() for f in self.features)])
+
+    @cached_property
+    def has_clock(self) -> bool:
+        "Whether a feature looks at the clock."
+        return bool((self.program.op == Op.CLOCK).any())
 
     @cached_property
     def program(self) -> Program:
@@ -1142,18 +1147,27 @@ def feature_table(
     return pd.DataFrame([{"name": f.name, "group": f.group, "sources": ", ".join(f.sources()), "history_min": f.history_min(),
                           "missing": ", ".join(missing.get(f.name, []))} for f in _features(feature_set, Thresholds())])
 
-# %% ../nbs/lib/05_features.ipynb #219be363
+# %% ../nbs/lib/05_features.ipynb #8c656d10
+@lru_cache(maxsize=100_000)
+def _offset_min(
+    half_hour: int,  # half hours since 1970 UTC
+    timezone: str,  # a name such as Asia/Seoul
+) -> int:  # minutes
+    "How far the site's clock is ahead of UTC."
+    return int(datetime.fromtimestamp(1800 * half_hour, ZoneInfo(timezone)).utcoffset().total_seconds() // 60)
+
+# %% ../nbs/lib/05_features.ipynb #b1265103
 def _minute_of_week(
     minutes: np.ndarray,  # int64 (rows,), minutes since 1970 UTC
     timezone: str,  # a name such as Asia/Seoul
 ) -> np.ndarray:  # int64 (rows,), minutes since Monday 00:00 of the site
     "The site's clock."
-    zone, half_hours = ZoneInfo(timezone), np.unique(minutes // 30)
-    offset = [datetime.fromtimestamp(1800 * int(h), zone).utcoffset().total_seconds() // 60 for h in half_hours]
+    half_hours = np.unique(minutes // 30)
+    offset = [_offset_min(h, timezone) for h in half_hours.tolist()]
     local = minutes + np.array(offset, "int64")[np.searchsorted(half_hours, minutes // 30)]
     return (local + THURSDAY_MIN) % WEEK_MIN
 
-# %% ../nbs/lib/05_features.ipynb #ef9849e8
+# %% ../nbs/lib/05_features.ipynb #aab87e96
 @patch
 def _clock(
     self: FeatureKernel,
@@ -1161,11 +1175,16 @@ def _clock(
     rows: int,
 ) -> np.ndarray:  # int64 (rows,), minute of the week
     "The clock of the rows; zeros where no feature looks at it."
-    if Op.CLOCK not in self.program.op:
+    if not self.has_clock:
         return np.zeros(rows, "int64")
     if minutes is None:
-        raise ParameterError("this feature set looks at the clock", fix="give the rows' minutes since 1970 UTC")
+        raise _no_minutes()
     return _minute_of_week(np.asarray(minutes, "int64"), self.timezone)
+
+# %% ../nbs/lib/05_features.ipynb #54415efe
+def _no_minutes() -> ParameterError:
+    "What to say when a clock is needed and no time was given."
+    return ParameterError("this feature set looks at the clock", fix="give the rows' minutes since 1970 UTC")
 
 # %% ../nbs/lib/05_features.ipynb #40135571
 def _tiles(
@@ -1228,7 +1247,34 @@ def _in_threads(
     for part in parts if len(parts) == 1 else []:
         work(part)
 
-# %% ../nbs/lib/05_features.ipynb #252bbb5e
+# %% ../nbs/lib/05_features.ipynb #2b946190
+class _Room:
+    "A thread's room to compute one row in."
+
+    def __init__(self, kernel: "FeatureKernel"):
+        program = kernel.program
+        self.work = np.empty((SCRATCH + 1, program.length.max() + 1))
+        self.registers, self.tile, self.clock = np.empty((program.to.max() + 1, 1)), np.array([[0, 1, 0]]), np.zeros(1, "int64")
+        self.values, self.used = np.full((len(kernel.columns), kernel.memory_min), np.nan, "float32"), 0
+        self.seen = self.values.view()
+        self.seen.flags.writeable = False
+
+    def hold(self, window: np.ndarray) -> np.ndarray:  # float32 (columns, memory), read-only
+        "A short window behind unknown minutes."
+        self.values[:, self.values.shape[1] - self.used :] = np.nan
+        self.used = window.shape[1]
+        self.values[:, self.values.shape[1] - self.used :] = window
+        return self.seen
+
+# %% ../nbs/lib/05_features.ipynb #d89261c2
+@patch
+def _room(self: FeatureKernel) -> _Room:
+    "This thread's room."
+    if getattr(self._rooms, "own", None) is None:
+        self._rooms.own = _Room(self)
+    return self._rooms.own
+
+# %% ../nbs/lib/05_features.ipynb #05118872
 @patch
 def row(
     self: FeatureKernel,
@@ -1239,11 +1285,15 @@ def row(
     "Features of the newest minute."
     if window.ndim != 2 or window.shape[0] != len(self.columns) or window.shape[1] < self.history_min:
         raise InputError(f"a window must hold {len(self.columns)} columns and at least {self.history_min} minutes", got=window.shape)
-    if (short := self.memory_min - window.shape[1]) > 0:
-        window = np.pad(window, ((0, 0), (short, 0)), constant_values=np.nan)
-    tile = np.array([[window.shape[1] - 1 if end is None else end, 1, 0]])
-    out, clock = np.empty((len(self.names), 1), "float32"), self._clock(None if minute is None else [minute], 1)
-    self._compute(np.ascontiguousarray(window, "float32"), tile, clock, out)
+    room, out = self._room(), np.empty((len(self.names), 1), "float32")
+    room.tile[0, 0] = (max(window.shape[1], self.memory_min) - 1) if end is None else end
+    if self.has_clock:
+        if minute is None:
+            raise _no_minutes()
+        room.clock[0] = (minute + _offset_min(minute // 30, self.timezone) + THURSDAY_MIN) % WEEK_MIN
+    values = room.hold(window) if window.shape[1] < self.memory_min else np.ascontiguousarray(window, "float32").view()
+    values.flags.writeable = False
+    _run(self.program, values, room.tile, room.clock, room.work, room.registers, out)
     return out[:, 0]
 
 # %% ../nbs/lib/05_features.ipynb #876c92db

@@ -7,15 +7,15 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
-    {"core"}, {"answers"}, {"config"}, {"pages"}, {"documents"}, {"telemetry"}, {"simulate", "quality", "features", "targets", "rules"}, {"model"},
+    {"core"}, {"answers", "messages"}, {"config", "client"}, {"pages"}, {"documents"}, {"telemetry"}, {"simulate", "quality", "features", "targets", "rules"}, {"model"},
     {"evaluate", "plots", "inference"}, {"develop", "deployment", "access"}, {"registry", "store"}, {"package", "serve"}, {"api"},
     {"monitor"}, {"retrain"},
     {"stages"}, {"provenance"}, {"plan"}, {"reports"}, {"compare"}, {"wire"}, {"kernel"}, {"warm"}, {"execute"}, {"runs"},
-    {"archive"}, {"grids"}, {"reproduce"}, {"workbench"}, {"cli"},
+    {"archive"}, {"grids"}, {"reproduce"}, {"workbench"}, {"serving"}, {"cli"},
 ]
 HOMES = {"mlflow": {"registry"}, "papermill": {"execute"}, "matplotlib": {"plots"}, "bentoml": {"package"},
          "sqlalchemy": {"store"}, "optuna": {"develop"}, "jinja2": {"documents"},
-         "starlette": {"api"}, "httpx": {"client"}, "msgspec": {"serve", "api", "client"}}
+         "starlette": {"api"}, "httpx": {"client"}, "msgspec": {"messages", "serve", "api", "client"}}
 LEVEL = {module: i for i, layer in enumerate(LAYERS) for module in layer}
 
 
