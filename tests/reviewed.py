@@ -18,7 +18,7 @@ def make_runs(root: Path) -> Path:
     make_project(root)
     write_stage(root, "poc", "run.skip('기준 모델이 이미 있습니다')")
     write_stage(root, "train", DRAW.format(7) + "\nrun.metric('mae', 4.0, 'jobs', headline=True)\nfig")
-    assert go("monday", "business", "evaluate", sets={"train.trees": 7, "business.line": "HUB1"}) == "finished"
+    assert go("monday", "business", "inference", sets={"train.trees": 7, "business.line": "HUB1"}) == "finished"
     write_stage(root, "train", DRAW.format(9) + "\nrun.metric('mae', 3.0, 'jobs', headline=True)\nfig")
     write_stage(root, "evaluate", "run.gate('skill', 0.1, 0.2, why='must beat waiting')")
     assert go("tuesday", "train", "evaluate", sets={"train.trees": 9, "business.line": "HUB1"}) == "refused"
