@@ -68,14 +68,15 @@ class Refused(AmhsError):
 # %% ../nbs/lib/16_serve.ipynb #92f3b79f
 LARGEST = 1e7  # beyond it a number is absurd in every unit of the schema
 
-# %% ../nbs/lib/16_serve.ipynb #30fce791
+# %% ../nbs/lib/16_serve.ipynb #10a3bc70
 def rows_array(
     rows: Sequence[Sequence[float | None]],  # one per minute
     columns: int,  # numbers in each
 ) -> np.ndarray:  # float32 (minutes, columns), NaN where unknown
     "Rows as an array; ragged and absurd ones are refused."
     try:
-        values = np.array(rows, dtype=np.float32)
+        with np.errstate(over="ignore"):  # infinite is beyond the largest, too
+            values = np.array(rows, dtype=np.float32)
     except ValueError:
         values = np.empty(0)
     if values.ndim != 2 or values.shape[1] != columns:
@@ -388,7 +389,7 @@ def _layout(
         _LAYOUTS[columns, wanted] = np.array([COLUMNS.index(c) for c in columns]), places, lacking
     return _LAYOUTS[columns, wanted]
 
-# %% ../nbs/lib/16_serve.ipynb #a28b82ef
+# %% ../nbs/lib/16_serve.ipynb #bba8f5a4
 @patch
 def take_window(
     self: Desk,
@@ -403,12 +404,13 @@ def take_window(
     row[schema] = rows[-1]
     values = None if lacking or not package else carried(np.ascontiguousarray(rows.T[places]), line.limit_min)
     lag_min = self.clock() / 60 - minute
-    problem = self._resting(line) or _lacks(lacking) or self._too_old(lag_min, window.replay) or ("" if values is None else _holes(values))
+    problem = self._resting(line) or _lacks(lacking) or self._too_old(lag_min, window.replay)
+    problem = problem or ("" if values is None else _holes(values) or _no_level(values[package.kernel.columns.index("hub_jobs"), -1]))
     inputs = msgspec.msgpack.encode((window.columns, rows.shape[0], rows.tobytes())) if self.serving.keep_inputs else None
     notes = [f"the newest minute is {-lag_min:.0f} min ahead of this machine's clock"] if lag_min < -self.serving.future_up_to_min and not window.replay else []
     return Task(line, role, package, minute, row, values, None, problem, notes, inputs)
 
-# %% ../nbs/lib/16_serve.ipynb #e6f9425d
+# %% ../nbs/lib/16_serve.ipynb #26d78e22
 def _lacks(columns: list[str]) -> str:
     "What to say about columns that the model needs and did not get."
     return f"columns missing: {', '.join(columns[:5])}{' …' if len(columns) > 5 else ''}" if columns else ""
@@ -421,6 +423,11 @@ def _holes(values: np.ndarray) -> str:
     if _some_unknown(values) and np.isnan(values[:, -WINDOW_MIN:]).all(axis=0).any():
         return f"a hole in the last {WINDOW_MIN} minutes"
     return ""
+
+
+def _no_level(level: float) -> str:
+    "What to say when the level of now is not known."
+    return "hub_jobs of the newest minute is not known" if level != level else ""
 
 
 @patch
@@ -519,7 +526,7 @@ def _reasons(self: Desk, task: Task, said: Said) -> list[Reason]:
     highest = task.package.horizons[int(said.forecast[3::6].argmax())]
     return [Reason(name, round(jobs, 2)) for name, jobs in task.package.contributions(said.features, highest, "max", self.serving.reasons)]
 
-# %% ../nbs/lib/16_serve.ipynb #8b189a40
+# %% ../nbs/lib/16_serve.ipynb #2109106e
 @patch
 def compose(
     self: Desk,
@@ -531,7 +538,7 @@ def compose(
     problem = task.problem or problem
     now = float(task.row[_HUB]) if said is None else float(said.forecast[0])
     if now != now:
-        return self._cached(task, problem or "hub_jobs of the newest minute is not known")
+        return self._cached(task, problem or _no_level(now))
     alarm, model = self._alarm(task, said), "" if task.package is None else task.package.version
     horizons = level_horizons(task.package, now) if said is None else horizons_of(task.package, said.forecast)
     source = "rules" if said is None or alarm.hybrid in ("rules", "shadow") else "model" if alarm.hybrid == "model" else "hybrid"
@@ -686,7 +693,7 @@ def row_status(
         return "late"
     return "duplicate" if np.array_equal(history.raw[:, place], record["values"], equal_nan=True) else "corrected"
 
-# %% ../nbs/lib/16_serve.ipynb #5c1a4fe7
+# %% ../nbs/lib/16_serve.ipynb #f9e7fcfd
 @patch
 def newest_task(
     self: Desk,
@@ -697,7 +704,7 @@ def newest_task(
     if history.newest is None:
         raise Refused(404, "nothing was observed on this line yet", got=line.name, fix="POST /v1/observe first, or send a window to /v1/predict")
     role, package = line.choose(history.newest)
-    hole = "" if history.usable() else f"a hole in the last {WINDOW_MIN} minutes"
+    hole = _no_level(history.filled[_HUB, history.end]) if history.usable() else f"a hole in the last {WINDOW_MIN} minutes"
     problem = self._resting(line) or self._too_old(self.clock() / 60 - history.newest, False) or hole
     return Task(line, role, package, history.newest, history.raw[:, history.end].copy(), history.filled, history.end, problem, [], None)
 
