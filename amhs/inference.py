@@ -185,14 +185,14 @@ def _finish_rows(finish, margins, now, out):
     for i in range(len(now)):
         _finish_row(finish, margins[i], now[i], out[i])
 
-# %% ../nbs/lib/15_inference.ipynb #e0878891
+# %% ../nbs/lib/15_inference.ipynb #e2e71cf4
 def finished(
     margins: np.ndarray,  # float64 (rows, horizons, 6): changes in jobs, log-odds
     now: np.ndarray,  # float32 (rows,), jobs
     finish: Finish,  # how
 ) -> np.ndarray:  # float32 (rows, 1 + 6 * horizons), in the order of a forecast's columns
     "Forecasts from margins."
-    flat = np.ascontiguousarray(margins, "float64").reshape(len(now), -1)
+    flat = np.ascontiguousarray(margins, "float64").reshape(len(now), margins.shape[1] * OUTPUTS)
     out = np.empty((len(now), 1 + flat.shape[1]), "float32")
     _finish_rows(finish, flat, np.ascontiguousarray(now, "float32"), out)
     return out
@@ -231,7 +231,7 @@ def _in_parts(
     with ThreadPoolExecutor(threads) as pool:
         return np.concatenate(list(pool.map(work, np.array_split(X, threads))))
 
-# %% ../nbs/lib/15_inference.ipynb #99b2c150
+# %% ../nbs/lib/15_inference.ipynb #97847b69
 @patch
 def margins(
     self: Engine,
@@ -239,8 +239,8 @@ def margins(
     threads: int = 1,  # rows are shared out among them
 ) -> np.ndarray:  # float64 (rows, horizons, 6): lowest, average, highest change in jobs; log-odds of the classes
     "What the trees of every head add up to."
-    X = self._checked(X)
-    return _in_parts(self._margins, X, threads).reshape(len(X), len(self.horizons), OUTPUTS).astype("float64", copy=False)
+    X, shape = self._checked(X), (len(X), len(self.horizons), OUTPUTS)
+    return _in_parts(self._margins, X, threads).reshape(shape).astype("float64", copy=False) if len(X) else np.empty(shape)
 
 # %% ../nbs/lib/15_inference.ipynb #8ea3381e
 @patch
@@ -776,7 +776,7 @@ class Intervals:
     model: dict[str, tuple[float, float]]  # change_<target>_<horizon> -> lower and upper offset of the model's forecast
     level: dict[str, tuple[float, float]]  # the same of the answer that nothing changes
 
-# %% ../nbs/lib/15_inference.ipynb #2da5122d
+# %% ../nbs/lib/15_inference.ipynb #2db59444
 class Package:
     "A confirmed model made light, with all that a service needs"
     def __init__(
@@ -793,8 +793,7 @@ class Package:
         self.kernel: FeatureKernel = compile_features(self.feature_set, card["reads"]["columns"], site)
         self.alarm, self.intervals = Alarm(**card["alarm"]), Intervals(**card["intervals"])
         self._reads = _positions(self.kernel.names, engine.features)
-        self._share_lists = [card["class_shares"].get(str(h), [1.0] * len(CLASSES)) for h in self.horizons]
-        self._shares = np.array(self._share_lists)
+        self._shares = np.array([card["class_shares"].get(str(h), [1.0] * len(CLASSES)) for h in self.horizons])
 
     @cached_property
     def card(self) -> str:
@@ -862,18 +861,6 @@ def surge_class(
     gain = np.where(self._shares > 0, p / np.maximum(self._shares, 1e-12), -1.0)
     best = gain >= gain.max(axis=-1, keepdims=True) * (1 - 1e-5)
     return np.where(best, p, -1.0).argmax(axis=-1).astype(np.int8)
-
-# %% ../nbs/lib/15_inference.ipynb #948df3d8
-@patch
-def decide_class(
-    self: Package,
-    probs: Sequence[float],  # flat, slight, surge
-    position: int,  # of the horizon in `horizons`
-) -> int:  # 0 flat, 1 slight, 2 surge
-    "The class one forecast decides for, as `surge_class` does."
-    gain = [p / max(s, 1e-12) if s > 0 else -1.0 for p, s in zip(probs, self._share_lists[position], strict=True)]
-    limit = max(gain) * (1 - 1e-5)
-    return max(range(len(gain)), key=lambda i: probs[i] if gain[i] >= limit else -1.0)
 
 # %% ../nbs/lib/15_inference.ipynb #c391862e
 @patch
