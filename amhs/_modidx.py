@@ -664,6 +664,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'amhs.inference.Package.card': ('lib/inference.html#package.card', 'amhs/inference.py'),
                                 'amhs.inference.Package.columns': ('lib/inference.html#package.columns', 'amhs/inference.py'),
                                 'amhs.inference.Package.contributions': ('lib/inference.html#package.contributions', 'amhs/inference.py'),
+                                'amhs.inference.Package.decide_class': ('lib/inference.html#package.decide_class', 'amhs/inference.py'),
                                 'amhs.inference.Package.explain': ('lib/inference.html#package.explain', 'amhs/inference.py'),
                                 'amhs.inference.Package.features': ('lib/inference.html#package.features', 'amhs/inference.py'),
                                 'amhs.inference.Package.forecast': ('lib/inference.html#package.forecast', 'amhs/inference.py'),

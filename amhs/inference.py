@@ -776,7 +776,7 @@ class Intervals:
     model: dict[str, tuple[float, float]]  # change_<target>_<horizon> -> lower and upper offset of the model's forecast
     level: dict[str, tuple[float, float]]  # the same of the answer that nothing changes
 
-# %% ../nbs/lib/15_inference.ipynb #2db59444
+# %% ../nbs/lib/15_inference.ipynb #2da5122d
 class Package:
     "A confirmed model made light, with all that a service needs"
     def __init__(
@@ -793,7 +793,8 @@ class Package:
         self.kernel: FeatureKernel = compile_features(self.feature_set, card["reads"]["columns"], site)
         self.alarm, self.intervals = Alarm(**card["alarm"]), Intervals(**card["intervals"])
         self._reads = _positions(self.kernel.names, engine.features)
-        self._shares = np.array([card["class_shares"].get(str(h), [1.0] * len(CLASSES)) for h in self.horizons])
+        self._share_lists = [card["class_shares"].get(str(h), [1.0] * len(CLASSES)) for h in self.horizons]
+        self._shares = np.array(self._share_lists)
 
     @cached_property
     def card(self) -> str:
@@ -861,6 +862,18 @@ def surge_class(
     gain = np.where(self._shares > 0, p / np.maximum(self._shares, 1e-12), -1.0)
     best = gain >= gain.max(axis=-1, keepdims=True) * (1 - 1e-5)
     return np.where(best, p, -1.0).argmax(axis=-1).astype(np.int8)
+
+# %% ../nbs/lib/15_inference.ipynb #948df3d8
+@patch
+def decide_class(
+    self: Package,
+    probs: Sequence[float],  # flat, slight, surge
+    position: int,  # of the horizon in `horizons`
+) -> int:  # 0 flat, 1 slight, 2 surge
+    "The class one forecast decides for, as `surge_class` does."
+    gain = [p / max(s, 1e-12) if s > 0 else -1.0 for p, s in zip(probs, self._share_lists[position], strict=True)]
+    limit = max(gain) * (1 - 1e-5)
+    return max(range(len(gain)), key=lambda i: probs[i] if gain[i] >= limit else -1.0)
 
 # %% ../nbs/lib/15_inference.ipynb #c391862e
 @patch
