@@ -40,7 +40,7 @@ def project(cells: list[str]):
         (root / "params").symlink_to(house / "params")
         for name in NAMES:
             stages.toy_stage(root, name, *cells, "run.skip('trivial')")
-        os.environ["AMHS_ROOT"] = folder
+        os.environ |= {"AMHS_ROOT": folder, "AMHS_REGISTRY": "off"}
         os.chdir(root)
         yield root
         os.chdir(before)

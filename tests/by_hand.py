@@ -9,6 +9,7 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
+from toy_project import copy_settings
 
 from amhs.core import read_json
 from amhs.stages import find_stage, notebook_defaults
@@ -21,8 +22,9 @@ def copy_project(root: Path) -> Path:
     root.mkdir()
     for name in ("amhs", "nbs", "params"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns(".*", "__pycache__"))
-    for name in ("settings.ini", "pyproject.toml", ".gitignore"):
+    for name in ("pyproject.toml", ".gitignore"):
         shutil.copy(ROOT / name, root)
+    copy_settings(root)
     return root
 
 

@@ -1,11 +1,16 @@
 """What all tests share."""
 
+import os
+
 import pytest
 from hypothesis import settings
 
 # Examples may compile a kernel, so no deadline; the same examples everywhere, so that a failure can be repeated.
 settings.register_profile("amhs", deadline=None, derandomize=True)
 settings.load_profile("amhs")
+
+# Runs of the tests are registered nowhere: importing MLflow alone takes 3 s. tests/test_registry.py turns it on for itself.
+os.environ["AMHS_REGISTRY"] = "off"
 
 
 @pytest.fixture(scope="session")
