@@ -197,7 +197,8 @@ def test_many_features_and_thresholds_take_wider_nodes():
     left[first], right[first] = first + 1, first + 2
     feature, value = np.zeros(3 * count, int), np.tile(np.float32([0, 1, 10]), count)
     feature[first], value[first] = np.repeat(np.arange(n), cuts), np.tile(np.arange(cuts), n)
-    trees = Trees(first, np.zeros(count, int), left, right, feature, value, np.arange(3 * count) % 2 == 0, np.ones(3 * count, "float32"), np.zeros(6, "float32"))
+    trees = Trees(first, np.zeros(count, int), left, right, feature, value, np.arange(3 * count) % 2 == 0,
+                  np.ones(3 * count, "float32"), np.zeros(6, "float32"))
     perfect = fill_up(trees)
     assert perfect.nodes.dtype == np.uint32
     forest = inference.Forest([f"f{i}" for i in range(n)], [10], Finish(np.ones(1), np.zeros((1, 3)), False, 0), perfect)
