@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LARGEST', 'Serving', 'load_serving', 'Refused', 'rows_array', 'carried', 'moment_of', 'History', 'Line', 'make_line',
-           'Desk', 'memory_of', 'Task', 'Said', 'features_of', 'ask', 'horizons_of', 'level_horizons', 'model_score',
-           'prediction_row', 'read_inputs', 'trial_table']
+           'Desk', 'memory_of', 'Task', 'Said', 'features_of', 'ask', 'class_of', 'horizons_of', 'level_horizons',
+           'model_score', 'prediction_row', 'read_inputs', 'trial_table']
 
 # %% ../nbs/lib/16_serve.ipynb #1ecbcf38
 import time, uuid
@@ -474,18 +474,28 @@ def _level(level: float, offsets: Sequence[float] | None) -> Level:
         return Level(round(level, 2))
     return Level(round(level, 2), round(max(level + offsets[0], 0.0), 2), round(max(level + offsets[1], 0.0), 2))
 
-# %% ../nbs/lib/16_serve.ipynb #a1b5f910
+# %% ../nbs/lib/16_serve.ipynb #92eb7dee
+def class_of(
+    probs: Sequence[float],  # flat, slight, surge
+    shares: Sequence[float] | None,  # of the classes, to compare with; None: the most likely wins
+) -> int:  # 0 flat, 1 slight, 2 surge
+    "The class one forecast decides for."
+    gain = [p / max(s, 1e-12) if s > 0 else -1.0 for p, s in zip(probs, shares or (1.0, 1.0, 1.0), strict=True)]
+    limit = max(gain) * (1 - 1e-5)
+    return max(range(len(gain)), key=lambda i: probs[i] if gain[i] >= limit else -1.0)
+
+# %% ../nbs/lib/16_serve.ipynb #71993c45
 def horizons_of(
     package: Package,
     forecast: np.ndarray,  # float32 (1 + 6 * horizons,)
 ) -> list[Horizon]:
     "A forecast as it is told."
-    numbers, offsets = forecast.tolist(), package.intervals.model
+    numbers, offsets, shares = forecast.tolist(), package.intervals.model, package.facts["class_shares"]
     now, told = numbers[0], []
     for i, h in enumerate(package.horizons):
         low, mid, high, *probs = numbers[1 + 6 * i : 7 + 6 * i]
         levels = [_level(now + change, offsets.get(f"change_{t}_{h}")) for t, change in zip(TARGETS, (low, mid, high), strict=True)]
-        told.append(Horizon(h, *levels, Surge(CLASSES[package.decide_class(probs, i)], *[round(p, 4) for p in probs])))
+        told.append(Horizon(h, *levels, Surge(CLASSES[class_of(probs, shares.get(str(h)))], *[round(p, 4) for p in probs])))
     return told
 
 

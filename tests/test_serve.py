@@ -18,7 +18,7 @@ from amhs.inference import load_package
 from amhs.messages import Answer, Observation
 from amhs.model import load_model, surge_class
 from amhs.rules import apply_rules, hybrid_score, load_rules
-from amhs.serve import History, Refused, Serving, carried, minute_of, moment_of, model_score, prediction_row, read_inputs, trial_table
+from amhs.serve import History, Refused, Serving, carried, class_of, minute_of, moment_of, model_score, prediction_row, read_inputs, trial_table
 from amhs.telemetry import COLUMNS, fill_gaps
 
 
@@ -74,7 +74,7 @@ def test_classes_and_alarms_are_those_of_the_evaluation(desk, data, packages):
     known = alarm_score(forecast, SITE).to_numpy()
     assert np.array([model_score(package, row) for row in rows]) == pytest.approx(known, abs=1e-3)
     for i, h in enumerate(package.horizons):
-        decided = [package.decide_class(row[4 + 6 * i : 7 + 6 * i].tolist(), i) for row in rows]
+        decided = [class_of(row[4 + 6 * i : 7 + 6 * i].tolist(), package.facts["class_shares"].get(str(h))) for row in rows]
         assert decided == surge_class(forecast, h).tolist() == package.surge_class(rows)[:, i].tolist()
 
 
