@@ -485,10 +485,9 @@ def _cell(value: Any) -> str:
         return "yes" if value else ""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
-# %% ../nbs/lib/25_cli.ipynb #b7bd4524
-def _show_rows(table: Any, as_json: bool, title: str = "", none: str = "") -> None:
-    "Print a DataFrame for programs or for people."
-    rows = _records(table)
+# %% ../nbs/lib/25_cli.ipynb #a2012e97
+def _show_rows(rows: list[dict[str, Any]], as_json: bool, title: str = "", none: str = "") -> None:
+    "Print rows for programs or for people."
     if as_json:
         _print_json(rows)
     elif rows:
@@ -496,7 +495,7 @@ def _show_rows(table: Any, as_json: bool, title: str = "", none: str = "") -> No
     else:
         print(none)
 
-# %% ../nbs/lib/25_cli.ipynb #aaba81b8
+# %% ../nbs/lib/25_cli.ipynb #469083b1
 @models_app.command("ls")
 def models_ls(
     name: Annotated[str | None, _NAME] = None,  # of a model
@@ -504,11 +503,18 @@ def models_ls(
     as_json: Annotated[bool, _JSON] = False,  # for programs
 ) -> None:
     "List confirmed models, newest first: what each is used as, how good it is, what it stands on."
-    from amhs.registry import list_versions
+    question = ["models ls", name, best]
+    rows = answers.recall(question)
+    if rows is None:
+        from amhs.registry import list_versions, registry_file
 
-    _show_rows(list_versions(name, best), as_json, none="No model is registered; confirm one (`amhs run develop`), then `amhs models sync`.")
+        rows = _records(list_versions(name, best))
+        if file := registry_file():
+            code = Path(answers.__file__).with_name("registry.py")
+            answers.remember(question, rows, [file, file.with_name(f"{file.name}-wal"), project_root() / "settings.ini", code])
+    _show_rows(rows, as_json, none="No model is registered; confirm one (`amhs run develop`), then `amhs models sync`.")
 
-# %% ../nbs/lib/25_cli.ipynb #a27c4e01
+# %% ../nbs/lib/25_cli.ipynb #5d44a325
 @models_app.command("show")
 def models_show(
     ref: Annotated[str, _REF],  # of a version
@@ -525,8 +531,9 @@ def models_show(
         _print_json(asdict(version) | {"history": _records(history)})
         return
     print(f"{version}: {', '.join(version.aliases) or 'not in use'}")
-    show_table({"": k, "value": v} for k, v in sorted(version.tags.items()) if not k.startswith("mlflow."))
-    _show_rows(history, False, "Used as", "It was never used.")
+    first = ["amhs.run_id", "confirmed", "gates", "forced", "data", "commit", *version.figures]
+    show_table({"": name.removeprefix("amhs."), "value": version.tags[name]} for name in first if version.tags.get(name))
+    _show_rows(_records(history), False, "Used as", "It was never used.")
 
 # %% ../nbs/lib/25_cli.ipynb #113515d6
 @models_app.command("card")
@@ -538,7 +545,7 @@ def models_card(
 
     print(model_card(ref), end="")
 
-# %% ../nbs/lib/25_cli.ipynb #7e292af9
+# %% ../nbs/lib/25_cli.ipynb #7f95e905
 @models_app.command("promote")
 def models_promote(
     ref: Annotated[str, _REF],  # of a version
@@ -550,8 +557,7 @@ def models_promote(
     "Take a version into use; the old champion becomes `previous`. Exit code 3: its gates refuse it."
     from amhs.registry import promote
 
-    version = promote(ref, alias, force, why, who)
-    print(f"{version} is {alias} now.")
+    print(f"{promote(ref, alias, force, why, who)} is {alias} now.")
 
 # %% ../nbs/lib/25_cli.ipynb #89f07bcf
 @models_app.command("rollback")
@@ -565,7 +571,7 @@ def models_rollback(
 
     print(f"{rollback(name, why, who)} is champion again.")
 
-# %% ../nbs/lib/25_cli.ipynb #7e0839f3
+# %% ../nbs/lib/25_cli.ipynb #23f6e848
 @models_app.command("diff")
 def models_diff(
     a: Annotated[str, _REF],  # of a version
@@ -575,9 +581,9 @@ def models_diff(
     "Say how two versions differ: data, code, parameters, figures."
     from amhs.registry import diff_versions
 
-    _show_rows(diff_versions(a, b), as_json, none="They do not differ.")
+    _show_rows(_records(diff_versions(a, b)), as_json, none="They do not differ.")
 
-# %% ../nbs/lib/25_cli.ipynb #7c75586d
+# %% ../nbs/lib/25_cli.ipynb #77cc2824
 @models_app.command("history")
 def models_history(
     name: Annotated[str | None, _NAME] = None,  # of a model
@@ -586,7 +592,7 @@ def models_history(
     "List every change of use, newest first: when, from which version to which, who, why."
     from amhs.registry import alias_history
 
-    _show_rows(alias_history(name), as_json, none="No version was ever taken into use.")
+    _show_rows(_records(alias_history(name)), as_json, none="No version was ever taken into use.")
 
 # %% ../nbs/lib/25_cli.ipynb #a6d22590
 @models_app.command("fetch")
@@ -600,7 +606,7 @@ def models_fetch(
 
     print(f"Written: {fetch_version(ref, out, part)}")
 
-# %% ../nbs/lib/25_cli.ipynb #5004bd72
+# %% ../nbs/lib/25_cli.ipynb #5048e30c
 @models_app.command("sync")
 def models_sync(
     as_json: Annotated[bool, _JSON] = False,  # for programs
@@ -609,7 +615,7 @@ def models_sync(
     from amhs.registry import sync_runs
 
     done = sync_runs()
-    _show_rows(done, as_json, none="Nothing new; every run is registered.")
+    _show_rows(_records(done), as_json, none="Nothing new; every run is registered.")
     raise typer.Exit(1 if "left out" in set(done["what"]) else 0)
 
 # %% ../nbs/lib/25_cli.ipynb #cb5e6405

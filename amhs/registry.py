@@ -528,6 +528,12 @@ def headline(self: ModelVersion) -> float | None:
     value = self.tags.get(self.tags.get("headline", ""))
     return None if value is None else float(value) * (-1 if self.tags.get("better") == "lower" else 1)
 
+# %% ../nbs/lib/15_registry.ipynb #ff3a42ec
+@patch(as_prop=True)
+def figures(self: ModelVersion) -> tuple[str, ...]:
+    "Names of the numbers stage 07 put on top, the one it is compared by first."
+    return tuple(json.loads(self.tags.get("figures", "[]")))
+
 # %% ../nbs/lib/15_registry.ipynb #d594ba27
 @patch
 def _found_versions(self: Registry, name: str) -> list[ModelVersion]:
@@ -560,11 +566,11 @@ def _one_model(self: Registry, name: str | None) -> str:
         raise ParameterError("no such model", got=name, fix=f"use one of {', '.join(nearest(name, names))}")
     return name or names[0]
 
-# %% ../nbs/lib/15_registry.ipynb #3228334e
+# %% ../nbs/lib/15_registry.ipynb #de256e55
 def _row(version: ModelVersion, best: ModelVersion | None) -> dict[str, Any]:
     "A version as a row."
     tags = version.tags
-    figures = {name: float(tags[name]) for name in json.loads(tags.get("figures", "[]"))}
+    figures = {name: float(tags[name]) for name in version.figures}
     return {"model": version.name, "version": version.number, "aliases": ", ".join(version.aliases), "best": version == best,
             "confirmed": tags.get("confirmed", "")[:16].replace("T", " "), "run": tags.get("amhs.run_id", ""), **figures,
             "gates": tags.get("gates", ""), "data": tags.get("data", "")[:8], "commit": tags.get("commit", "")[:8]}
