@@ -54,7 +54,7 @@ class Client:
         "Close the connections."
         self.http.close()
 
-# %% ../nbs/lib/13_client.ipynb #4658189e
+# %% ../nbs/lib/13_client.ipynb #514f12ce
 @patch
 def _try(self: Client, method: str, path: str, body: Any, query: Mapping[str, Any]) -> httpx.Response | httpx.TransportError:
     "One try."
@@ -83,7 +83,7 @@ def _ask(self: Client, method: str, path: str, body: Any = None, **query: Any) -
 def _pause(self: Client, said: httpx.Response | httpx.TransportError, tried: int) -> float:
     "Seconds before the next try: what the service says, or longer each time."
     told = said.headers.get("retry-after", "") if isinstance(said, httpx.Response) else ""
-    return min(float(told) if told.isdigit() else self.wait_s * 2 ** (tried - 1), 10.0)
+    return min(float(told) if told.isdigit() else self.wait_s * 2 ** min(tried - 1, 9), 5.0)
 
 # %% ../nbs/lib/13_client.ipynb #e7d8cf31
 def _error(said: httpx.Response | httpx.TransportError, url: httpx.URL) -> ServiceError:

@@ -11,8 +11,8 @@ from amhs.develop import Labelled, block_times, fitted, package_model
 from amhs.messages import Window
 from amhs.model import make_model
 from amhs.package import build_engines, candidate_table, proof_rows, prove, time_engines, validation_rows, write_package
-from amhs.simulate import simulate
 from amhs.serve import Desk, Serving
+from amhs.simulate import simulate
 from amhs.store import open_store
 from amhs.targets import build_targets, time_split
 
@@ -57,8 +57,8 @@ def window_at(telemetry: pd.DataFrame, end: int, minutes=30, **changes) -> Windo
     rows = telemetry.iloc[end + 1 - minutes : end + 1]
     columns = [c for c in telemetry if c not in ("line", "timestamp")]
     values = [[None if np.isnan(v) else v for v in row] for row in rows[columns].to_numpy(float).tolist()]
-    told = {"line": rows["line"].iloc[-1], "end": rows["timestamp"].iloc[-1].to_pydatetime().astimezone(UTC), "columns": columns, "rows": values, "replay": True}
-    return Window(**told | changes)
+    end = rows["timestamp"].iloc[-1].to_pydatetime().astimezone(UTC)
+    return Window(**{"line": rows["line"].iloc[-1], "end": end, "columns": columns, "rows": values, "replay": True} | changes)
 
 
 def make_desk(home, packages, serving=None, clock=None, line="HUB1", **changes) -> Desk:
@@ -67,6 +67,7 @@ def make_desk(home, packages, serving=None, clock=None, line="HUB1", **changes) 
     for package in packages:
         deploy(package, [line], folder=folder, **changes)
     count = iter(range(10**9))
-    desk = Desk(open_store(f"sqlite:///{home}/store.sqlite"), serving or Serving(), folder, clock or Clock(datetime(2026, 1, 2, tzinfo=UTC)), lambda: f"id{next(count)}")
+    clock = clock or Clock(datetime(2026, 1, 2, tzinfo=UTC))
+    desk = Desk(open_store(f"sqlite:///{home}/store.sqlite"), serving or Serving(), folder, clock, lambda: f"id{next(count)}")
     desk.refresh()
     return desk

@@ -172,9 +172,9 @@ def test_broken_bodies_get_a_sentence(http, content, status):
     assert len(msgspec.json.decode(response.content, type=Failure).error.what) > 10
 
 
+names = st.sampled_from(["line", "end", "columns", "rows", "values", "x"])
 json_values = st.recursive(st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=8),
-                           lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["line", "end", "columns", "rows", "values", "x"]), inner, max_size=4),
-                           max_leaves=12)
+                           lambda inner: st.lists(inner, max_size=4) | st.dictionaries(names, inner, max_size=4), max_leaves=12)
 
 
 @given(path=st.sampled_from(["/predict", "/predict/batch", "/observe", "/explain", "/feedback"]), value=json_values)
@@ -203,7 +203,8 @@ def test_keys_are_needed_and_can_be_revoked(data, package, tmp_path):
     clock = Clock(data.telemetry["timestamp"].iloc[2000].to_pydatetime())
     with serving(tmp_path, package, clock, shed_after_ms=10_000) as http:
         good = http.headers.pop("authorization")
-        for header in ({}, {"authorization": "Bearer amhs_0_0"}, {"authorization": good + "x"}, {"authorization": "Basic abc"}, {"x-api-key": "\u00e9".encode("latin-1")}):
+        wrong = [{"authorization": text} for text in ("Bearer amhs_0_0", good + "x", "Basic abc")]
+        for header in ({}, {"x-api-key": "\u00e9".encode("latin-1")}, *wrong):
             refused(http.post("/predict", content=body(data), headers=header), 401, "key")
         assert http.post("/predict", content=body(data), headers={"x-api-key": http.key}).status_code == 200
         second = add_key("another", tmp_path / "keys.json")
@@ -282,7 +283,8 @@ def test_an_engine_that_is_not_compiled_answers_the_same(data, package, tmp_path
     clock = Clock(data.telemetry["timestamp"].iloc[2000].to_pydatetime())
     slow = make_package(tmp_path_factory.mktemp("slow"), data, engine="boosters")
     (tmp_path / "fast").mkdir()
-    with serving(tmp_path, slow, clock, time_budget_ms=5000, shed_after_ms=10_000) as http, serving(tmp_path / "fast", package, clock, shed_after_ms=10_000) as fast:
+    patient = {"time_budget_ms": 5000, "shed_after_ms": 10_000}
+    with serving(tmp_path, slow, clock, **patient) as http, serving(tmp_path / "fast", package, clock, **patient) as fast:
         one, other = (h.post("/predict", content=body(data)).json() for h in (http, fast))
         assert one["source"] == "hybrid" and one["horizons"] == other["horizons"]
 

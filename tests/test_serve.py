@@ -18,7 +18,7 @@ from amhs.inference import load_package
 from amhs.messages import Answer, Observation
 from amhs.model import load_model, surge_class
 from amhs.rules import apply_rules, hybrid_score, load_rules
-from amhs.serve import History, Refused, Serving, carried, class_of, minute_of, moment_of, model_score, prediction_row, read_inputs, trial_table
+from amhs.serve import History, Refused, Serving, carried, class_of, minute_of, model_score, moment_of, prediction_row, read_inputs, trial_table
 from amhs.telemetry import COLUMNS, fill_gaps
 
 
@@ -314,7 +314,8 @@ def test_a_damaged_package_is_refused_and_the_old_one_goes_on(packages, clock, d
 
 
 def test_one_lines_broken_model_does_not_hurt_another(packages, clock, data, tmp_path):
-    desk, folder = make_desk(tmp_path, packages, clock=clock), tmp_path / "deployed"
+    folder = tmp_path / "deployed"
+    make_desk(tmp_path, packages, clock=clock)
     other = deploy(packages[0], ["HUB2"], folder=folder)
     assign("HUB3", folder, hybrid="rules", why="new line")
     (package_folder(other, folder) / "package.json").write_text("broken")
