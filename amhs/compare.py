@@ -6,7 +6,7 @@
 __all__ = ['Side', 'read_side', 'Fact', 'Cell', 'Comparison', 'compare_runs', 'differing', 'differing_cells', 'comparison_text',
            'diff_table', 'comparison_page', 'write_comparison']
 
-# %% ../nbs/lib/22_compare.ipynb #26963197
+# %% ../nbs/lib/22_compare.ipynb #87e80469
 import base64, html, itertools, re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +14,7 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .config import languages
 from .core import atomic_path, read_json
 from .pages import badge, cell_text, folded, html_table, link, page, tag
 from .reports import commit_text, spent, write_index
@@ -152,21 +153,22 @@ def _paired(a: Mapping[str, Cell], b: Mapping[str, Cell]) -> dict[str, tuple[Cel
     a = {renamed.get(n, n): cell for n, cell in a.items()}
     return {n: (a.get(n), b.get(n)) for n in _aligned(a, b)}
 
-# %% ../nbs/lib/22_compare.ipynb #56477904
-def _documents(side: Side, stage: str) -> dict[str, Cell]:
-    "The deliverables of a stage, one for each language."
+# %% ../nbs/lib/22_compare.ipynb #a919eb1d
+def _documents(side: Side, stage: str, langs: Iterable[str]) -> dict[str, Cell]:
+    "The deliverables of a stage, one for each of these languages."
     manifest, folder = side.found[stage], f"{side.homes[stage].name}/{find_stage(stage).folder}/documents"
     home, own = side.run.parent / folder, {manifest["run_id"]: "(run)", manifest["started"][:16].replace("T", " "): "(begun)"}
-    return {f"{written['title']} ({lang})": _document(home, f"{folder}/{page}", own, written["figures"])
-            for written in manifest["documents"].values() for lang, page in written["pages"].items()}
+    return {f"{written['title']} ({lang})": _document(home, f"{folder}/{page}", own)
+            for written in manifest["documents"].values() for lang, page in written["pages"].items() if lang in langs}
 
-# %% ../nbs/lib/22_compare.ipynb #edefb7bb
-def _document(home: Path, page: str, own: Mapping[str, str], figures: Iterable[str]) -> Cell:
+# %% ../nbs/lib/22_compare.ipynb #b8ebde2c
+def _document(home: Path, page: str, own: Mapping[str, str]) -> Cell:
     "A document as a cell: its text without what is its run's own, and its figures."
     text = (home / Path(page).name).with_suffix(".md").read_text(encoding="utf-8")
     for said, instead in own.items():
         text = text.replace(said, instead)
-    return Cell(page, text, figures=tuple(base64.b64encode((home / f).read_bytes()).decode() for f in figures))
+    figures = (home / name for name in re.findall(r"\]\(([\w.-]+\.png)\)", text))
+    return Cell(page, text, figures=tuple(base64.b64encode(f.read_bytes()).decode() for f in figures))
 
 # %% ../nbs/lib/22_compare.ipynb #19a46b9c
 @dataclass(frozen=True)
@@ -179,7 +181,7 @@ class Comparison:
     cells: dict[str, dict[str, tuple[Cell | None, Cell | None]]]  # stage -> cell id -> that cell in A and in B
     documents: dict[str, tuple[Cell | None, Cell | None]]  # title and language -> that document in A and in B
 
-# %% ../nbs/lib/22_compare.ipynb #5b9ea82a
+# %% ../nbs/lib/22_compare.ipynb #7d0f5cbd
 def compare_runs(
     a: Path | str,  # a run's folder
     b: Path | str,  # another's
@@ -191,7 +193,8 @@ def compare_runs(
     asked = _pairs("run", *({k: s.record[k] for k in ("pipeline", "profile")} for s in (a, b)))
     facts = {"stages": list(_endings(a, b)), "parameters": [*asked, *told(lambda m: m["parameters"])], "gates": told(_gates),
              "metrics": told(lambda m: {n: x["value"] for n, x in m["metrics"].items()}), "provenance": _merged(told(_origin))}
-    left, right = ({k: d for n in both for k, d in _documents(s, n).items()} for s in (a, b))
+    langs = {lang for s in (a, b) for lang in languages(s.record.get("lang", "en"))}
+    left, right = ({k: d for n in both for k, d in _documents(s, n, langs).items()} for s in (a, b))
     documents = {k: (left.get(k), right.get(k)) for k in dict.fromkeys([*left, *right])}
     return Comparison(a, b, facts, {n: _paired(_cells(a, n), _cells(b, n)) for n in both}, documents)
 

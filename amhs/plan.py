@@ -6,7 +6,7 @@
 __all__ = ['Step', 'Plan', 'parameters_table', 'find_run', 'identity', 'changes', 'decide', 'plan_run', 'plan_table', 'reasons',
            'resumed', 'grid_sets']
 
-# %% ../nbs/lib/21_plan.ipynb #b05a1c9a
+# %% ../nbs/lib/21_plan.ipynb #3b7092f3
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -16,6 +16,7 @@ from typing import Any
 
 from .config import PARAMS, StageParams, checked, languages, load_params, parse_sets, parse_yaml, read_yaml, settings
 from .core import ParameterError, nearest, project_root, read_json
+from .documents import template_hash
 from .pages import cell_text
 from .provenance import environment, notebook_hash, reachable_modules
 from amhs.stages import (
@@ -102,7 +103,7 @@ def identity(
     return {"parameters": params.model_dump(mode="json"), "notebook": notebook_hash(notebook), "modules": reachable_modules(notebook),
             "lock": env["lock_sha256"], "python": env["python"], "lang": settings().lang}
 
-# %% ../nbs/lib/21_plan.ipynb #a5e84269
+# %% ../nbs/lib/21_plan.ipynb #5c023734
 def _static_changes(stage: Stage, now: Mapping, manifest: Mapping) -> Iterator[str]:
     "What changed in parameters, code and environment since a manifest."
     was, code, env = manifest["parameters"], manifest["code"], manifest["environment"]
@@ -118,8 +119,16 @@ def _static_changes(stage: Stage, now: Mapping, manifest: Mapping) -> Iterator[s
         yield "requirements.lock changed"
     if now["python"] != env["python"]:
         yield f"Python changed {env['python']} → {now['python']}"
-    if set(languages(now["lang"])) - set(languages(was_lang := manifest.get("lang", "en"))):
-        yield f"language of documents changed {was_lang} → {now['lang']}"
+
+# %% ../nbs/lib/21_plan.ipynb #f4e7823e
+def _unwritten(now: Mapping, manifest: Mapping) -> Iterator[str]:
+    "Documents that are not there in a language that is wanted now and was not then."
+    for lang in [lang for lang in languages(now["lang"]) if lang not in languages(manifest.get("lang", "en"))]:
+        for name, document in manifest["documents"].items():
+            if lang not in document["pages"]:
+                yield f"document {name} was not written in {lang}"
+            elif document.get("templates", {}).get(lang) != template_hash(name, lang):
+                yield f"template {lang}/{name}.md changed"
 
 # %% ../nbs/lib/21_plan.ipynb #9556aa69
 def _read_changes(manifest: Mapping, held: Mapping[str, dict | None]) -> Iterator[str]:
@@ -134,7 +143,7 @@ def _read_changes(manifest: Mapping, held: Mapping[str, dict | None]) -> Iterato
         elif identify(outside_path(name)) != known:
             yield f"{name} changed"
 
-# %% ../nbs/lib/21_plan.ipynb #e83d0d1b
+# %% ../nbs/lib/21_plan.ipynb #b7acd66a
 def changes(
     stage: Stage,  # which stage
     now: Mapping,  # from `identity`
@@ -142,7 +151,7 @@ def changes(
     held: Mapping[str, dict | None],  # input stage -> its artefacts as they are now; None: not known yet
 ) -> list[str]:  # reasons to run again; empty: nothing changed
     "What a stage's result depends on that is not as it was."
-    return [*_static_changes(stage, now, manifest), *_read_changes(manifest, held)]
+    return [*_static_changes(stage, now, manifest), *_unwritten(now, manifest), *_read_changes(manifest, held)]
 
 # %% ../nbs/lib/21_plan.ipynb #02bc8e24
 _REUSABLE = (*GOOD, "skipped")

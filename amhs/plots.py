@@ -7,9 +7,9 @@ __all__ = ['INK', 'GREY', 'PALE', 'BLUE', 'ORANGE', 'GREEN', 'VERMILION', 'SKY',
            'targets', 'bars', 'forecast', 'skill', 'errors', 'confusion', 'reliability', 'alarm_tradeoff', 'slices',
            'contributions', 'waterfall', 'search_history', 'learning']
 
-# %% ../nbs/lib/10_plots.ipynb #841de95c
+# %% ../nbs/lib/10_plots.ipynb #5aa0f3e2
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from io import BytesIO
@@ -23,6 +23,8 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.text import Text
+from matplotlib.ticker import FixedLocator
 
 from .config import CLASSES, TARGETS, Site, load_site
 from .core import InputError
@@ -54,7 +56,7 @@ def _drawing() -> Iterator[None]:
             warnings.filterwarnings("ignore", "Glyph .* missing from font")
         yield
 
-# %% ../nbs/lib/10_plots.ipynb #10d5383c
+# %% ../nbs/lib/10_plots.ipynb #b4d55abd
 class Picture(Figure):
     "A figure that a notebook shows by itself."
 
@@ -65,6 +67,28 @@ class Picture(Figure):
     def _repr_png_(self) -> bytes:
         self.savefig(paper := BytesIO(), dpi=_DPI, facecolor="white")
         return paper.getvalue()
+
+    @contextmanager
+    def in_words(self, words: Callable[[str], str]) -> Iterator[None]:
+        "Say everything in other words meanwhile; only if there is a font that has them."
+        before = list(_sayings(self)) if len(_style()["font.family"]) > 1 else []
+        try:
+            for say, texts in before:
+                say(["\n".join(words(line) for line in text.split("\n")) for text in texts])
+            yield
+        finally:
+            for say, texts in reversed(before):
+                say(texts)
+
+# %% ../nbs/lib/10_plots.ipynb #7be07d13
+def _sayings(figure: Figure) -> Iterator[tuple[Callable[[list[str]], Any], list[str]]]:
+    "All that a figure says: how to change it, and what it is. The names of ticks are made when it is drawn, and so have a way of their own."
+    for text in figure.findobj(Text):
+        if text.get_text():
+            yield (lambda said, text=text: text.set_text(said[0])), [text.get_text()]
+    for axis in (axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)):
+        if isinstance(axis.get_major_locator(), FixedLocator):
+            yield axis.set_ticklabels, axis.get_major_formatter().format_ticks(axis.get_majorticklocs())
 
 # %% ../nbs/lib/10_plots.ipynb #49eeca21
 def _tidy(
@@ -134,7 +158,11 @@ def _one_line(
     line = line or flat["line"].iloc[0]
     return flat[flat["line"] == line].set_index("timestamp").drop(columns="line"), line
 
-# %% ../nbs/lib/10_plots.ipynb #aabfeb66
+# %% ../nbs/lib/10_plots.ipynb #ee633265
+_DATES = {"formats": ["%Y", "%Y-%m", "%m-%d", "%H:%M", "%H:%M", "%S.%f"], "zero_formats": ["", "%Y", "%m-%d", "%m-%d", "%H:%M", "%H:%M"],
+          "offset_formats": ["", "%Y", "%Y", "%Y-%m-%d", "%Y-%m-%d", "%Y-%m-%d %H:%M"]}  # in numbers: the names of months are English
+
+# %% ../nbs/lib/10_plots.ipynb #bf95cda5
 def _time_axis(
     ax: Axes,
     shown: pd.DatetimeIndex,  # local times
@@ -143,7 +171,7 @@ def _time_axis(
     "Times a person reads without thinking."
     locator = AutoDateLocator(minticks=4, maxticks=10)
     ax.xaxis.set_major_locator(locator)
-    ax.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+    ax.xaxis.set_major_formatter(ConciseDateFormatter(locator, **_DATES))
     ax.set_xlim(shown[0], shown[-1])
     ax.set_xlabel(label, color=GREY, fontsize=8.5)
 

@@ -8,7 +8,7 @@ __all__ = ['STAGES', 'PIPELINES', 'GOOD', 'Deliverable', 'Stage', 'find_stage', 
            'stage_manifest', 'list_runs', 'stage_home', 'find_sources', 'confirmed_number', 'identify', 'is_intact',
            'verified_outputs', 'StageRun', 'outside_name', 'outside_path', 'check_templates', 'begin']
 
-# %% ../nbs/lib/19_stages.ipynb #74b143ae
+# %% ../nbs/lib/19_stages.ipynb #22ee934c
 import ast, contextlib, fcntl, io, json, operator, os, re, shutil, sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,11 +18,11 @@ from typing import Any
 
 from fastcore.basics import patch
 
-from .config import PARAMS, StageParams, checked, languages, load_params, settings
+from .config import LANGUAGES, PARAMS, StageParams, checked, languages, load_params, settings
 from amhs.core import (
     InputError, ParameterError, StageError, nearest, project_root, read_json, reveal, sha256_tree, write_json,
 )
-from .documents import DOCUMENT_CSS, placeholders, render, save_figures, template_files
+from .documents import DOCUMENT_CSS, load_labels, placeholders, render, save_figures, template_files, template_hash
 from .pages import embed_pictures, markdown_html, page, plain
 
 # %% ../nbs/lib/19_stages.ipynb #e89cfdb1
@@ -518,36 +518,38 @@ def _head(self: StageRun, owed: Deliverable) -> dict[str, str]:
     return {"title": owed.title, "title_ko": owed.title_ko, "number": self.stage.number, "stage": self.stage.title,
             "stage_ko": self.stage.title_ko, "run_id": self.run_id, "started": self.started[:16].replace("T", " ")}
 
-# %% ../nbs/lib/19_stages.ipynb #6041f34a
+# %% ../nbs/lib/19_stages.ipynb #46d99419
 @patch
 def _write_document(self: StageRun, owed: Deliverable, lang: str, blocks: Mapping[str, Any], file: str) -> dict:
     "Write one language of a document; its page and pictures."
-    text = render(owed.name, lang, blocks, self._head(owed))
     path = self.folder / "documents" / file
+    text = render(owed.name, lang, save_figures(blocks, path, load_labels(lang)), self._head(owed))
     path.with_name(f"{file}.md").write_text(text, encoding="utf-8")
     html = page(_named(owed, lang), embed_pictures(markdown_html(text), path.parent), DOCUMENT_CSS, lang)
     path.with_name(f"{file}.html").write_text(html, encoding="utf-8")
     return {"page": f"{file}.html", "figures": re.findall(r"\]\(([\w.-]+\.png)\)", text)}
 
-# %% ../nbs/lib/19_stages.ipynb #ec93545a
+# %% ../nbs/lib/19_stages.ipynb #83072e06
 @patch
 def document(
     self: StageRun,
     name: str,  # a deliverable the stage declares in `STAGES`
     **blocks: Any,  # placeholder -> value, DataFrame, matplotlib figure, or a function of the language that gives one
 ) -> None:
-    "Write a deliverable from its template, in the languages of the run: Markdown with pictures beside, and one HTML file."
+    "Write a deliverable from its template, in the languages of the run first: Markdown with pictures beside, and one HTML file."
     owed = {d.name: d for d in self.stage.deliverables}
     if name not in owed:
         raise StageError(f"stage {self.stage.name} declares no such document", got=name, fix=f"it declares {', '.join(owed) or 'none'}")
     (self.folder / "documents").mkdir(exist_ok=True)
-    blocks, made = save_figures(blocks, self.folder / "documents" / name), {}
-    for lang in languages(self.lang):
-        self.depends_on(*template_files(name, lang))
-        made[lang] = self._write_document(owed[name], lang, blocks, f"{name}.{lang}" if made else name)
-    figures = next(iter(made.values()))["figures"]
-    pages = {lang: m["page"] for lang, m in made.items()}
-    self.documents[name] = {"title": owed[name].title, "title_ko": owed[name].title_ko, "pages": pages, "figures": figures}
+    made = {}
+    for lang in dict.fromkeys((*languages(self.lang), *LANGUAGES)):
+        with contextlib.nullcontext() if (asked := lang in languages(self.lang)) else contextlib.suppress(StageError):
+            made[lang] = self._write_document(owed[name], lang, blocks, f"{name}.{lang}" if made else name)
+        if asked:
+            self.depends_on(*template_files(name, lang))
+    pages, figures = {lang: m["page"] for lang, m in made.items()}, next(iter(made.values()))["figures"]
+    self.documents[name] = {"title": owed[name].title, "title_ko": owed[name].title_ko, "pages": pages, "figures": figures,
+                            "templates": {lang: template_hash(name, lang) for lang in made}}
     _save_results(self)
 
 # %% ../nbs/lib/19_stages.ipynb #9001b7a0

@@ -16,6 +16,8 @@ for entry in "${WANTED[@]}"; do
   IFS=: read -r program package purpose <<<"$entry"
   command -v "$program" >/dev/null 2>&1 || compgen -G "/usr/lib/postgresql/*/bin/$program" >/dev/null || missing+=("$package")
 done
+# Figures in Korean documents have Korean labels where a font has the letters, and English ones elsewhere.
+fc-list :lang=ko 2>/dev/null | grep -q . || compgen -G "/usr/share/fonts/*/*/Nanum*" >/dev/null || missing+=(fonts-nanum)
 [ ${#missing[@]} -eq 0 ] && exit 0
 
 cannot() {

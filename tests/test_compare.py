@@ -95,7 +95,7 @@ def test_a_cell_that_differs_shows_code_text_and_figures_of_both(found):
 
 def test_documents_are_compared_line_by_line_and_by_their_figures(twins):
     same = compare.compare_runs(*twins)
-    assert len(same.documents) > 6 and not compare.differing_cells(same.documents)
+    assert {n[-4:] for n in same.documents} == {"(en)"} and len(same.documents) > 6 and not compare.differing_cells(same.documents)
     text, picture = (next((twins[1] / "04_data/documents").glob(f"*.{end}")) for end in ("md", "png"))
     text.write_text(text.read_text() + "\nOne sentence more.\n")
     picture.write_bytes(picture.read_bytes() + b"0")
@@ -109,12 +109,13 @@ def test_documents_are_compared_line_by_line_and_by_their_figures(twins):
     assert re.search(r"documents +1 of \d+ differ: Data card", compare.comparison_text(found))
 
 
-def test_a_document_in_a_language_that_only_one_run_has(twins):
-    path = twins[1] / "04_data/manifest.json"
+def test_documents_are_compared_in_the_languages_of_the_runs(twins):
+    write_json(twins[1] / "run.json", read_json(twins[1] / "run.json") | {"lang": "both"})
+    found = compare.compare_runs(*twins)
+    assert {n[-4:] for n in found.documents} == {"(en)", "(ko)"} and not compare.differing_cells(found.documents)
+    path = twins[0] / "04_data/manifest.json"
     manifest = read_json(path)
-    card = manifest["documents"]["data_card"]
-    shutil.copy(twins[1] / "04_data/documents/data_card.md", twins[1] / "04_data/documents/data_card.ko.md")
-    card["pages"]["ko"] = "data_card.ko.html"
+    del manifest["documents"]["data_card"]["pages"]["ko"]
     write_json(path, manifest)
     found = compare.compare_runs(*twins)
     assert compare.differing_cells(found.documents) == ["Data card of the labelled data set (ko)"]

@@ -5,18 +5,20 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from toy_project import make_project, write_stage
 
-from amhs import runs, stages
+from amhs import plots, runs, stages
 from amhs.config import load_params, settings
 from amhs.core import ParameterError, StageError, read_json, write_json
-from amhs.documents import Terms, load_terms, placeholders, render, translated
+from amhs.documents import Terms, load_labels, load_terms, placeholders, render, translated
 from amhs.plan import plan_run
 
 AMHS = Path(sys.executable).with_name("amhs")
@@ -107,8 +109,10 @@ def test_a_korean_document(toy, monkeypatch):
     assert "| 모델 | 스킬(최대 변화량, 10분) |" in text and "| 선형 | 0.25 |" in text and "| 스킬 | 0.4 | >= | 0.05 | 미달 | too low |" in text
     assert "**진행 보류.**" in text and not re.search("verdict|Stage|figure|Go", text)
     assert '<html lang="ko">' in html and "<title>타당성 검토서</title>" in html
-    assert sorted(p.name for p in folder.iterdir()) == ["feasibility-curve.png", "feasibility.html", "feasibility.md"]
-    assert stage.documents["feasibility"]["pages"] == {"ko": "feasibility.html"}
+    names = ("-curve.png", ".en-curve.png", ".en.html", ".en.md", ".html", ".md")
+    assert sorted(p.name for p in folder.iterdir()) == [f"feasibility{n}" for n in names], "English is there for who asks for it later"
+    assert stage.documents["feasibility"]["pages"] == {"ko": "feasibility.html", "en": "feasibility.en.html"}
+    assert {p.rsplit("/", 2)[-2] for p in stage.files} == {"ko"}, "the templates of the language that was asked for"
 
 
 def test_both_languages_stand_side_by_side(toy, monkeypatch):
@@ -117,7 +121,7 @@ def test_both_languages_stand_side_by_side(toy, monkeypatch):
     english, korean = (folder / "feasibility.md").read_text(), (folder / "feasibility.ko.md").read_text()
     assert english.startswith("# Feasibility note (타당성 검토서)\n\n*Stage 02 Proof of concept") and "**Go.**" in english
     assert korean.startswith("# 타당성 검토서") and "**진행.**" in korean
-    assert all(t.count("(feasibility-curve.png)") == 1 for t in (english, korean))
+    assert english.count("(feasibility-curve.png)") == korean.count("(feasibility.ko-curve.png)") == 1
     assert stage.documents["feasibility"]["pages"] == {"en": "feasibility.html", "ko": "feasibility.ko.html"}
     assert {p.rsplit("/", 2)[-2] for p in stage.files} == {"en", "ko"}, "the templates are what the stage read"
 
@@ -184,13 +188,75 @@ def test_the_language_of_a_run_reaches_kernel_manifest_and_page(spoken):
         assert f"01_business/documents/{name}.html" in links and (run / f"01_business/documents/{name}.html").is_file()
 
 
-def test_another_language_runs_again_but_both_hold_each(again, monkeypatch):
+def why_again(wanted, monkeypatch):
+    monkeypatch.setenv("AMHS_LANG", wanted)
+    step = plan_run(last="business").steps[0]
+    return step.why if step.action == "run" else ()
+
+
+def test_another_language_runs_nothing_again(again, monkeypatch):
     manifest = again / "runs/both/01_business/manifest.json"
-    for made, wanted, why in (("both", "ko", ""), ("both", "en", ""), ("ko", "ko", ""), ("ko", "en", "ko → en"), ("en", "both", "en → both")):
+    for made in ("both", "ko", "en"):
         write_json(manifest, read_json(manifest) | {"lang": made})
-        monkeypatch.setenv("AMHS_LANG", wanted)
-        step = plan_run(last="business").steps[0]
-        assert (step.action, step.why) == (("run", (f"language of documents changed {why}",)) if why else ("skip", step.why))
+        assert [why_again(wanted, monkeypatch) for wanted in ("en", "ko", "both")] == [(), (), ()]
+
+
+def test_but_for_what_is_not_there_in_it(again, monkeypatch):
+    manifest = again / "runs/both/01_business/manifest.json"
+    record = read_json(manifest) | {"lang": "en"}
+    write_json(manifest, record)
+    with open(again / "params/templates/ko/analysis_plan.md", "a", encoding="utf-8") as f:
+        f.write("\n서명: 담당자\n")
+    for path in [p for p in record["files"] if "/ko/" in p]:
+        del record["files"][path]
+    del record["documents"]["requirements"]["pages"]["ko"]
+    write_json(manifest, record)
+    assert why_again("en", monkeypatch) == ()
+    assert why_again("both", monkeypatch) == ("document requirements was not written in ko", "template ko/analysis_plan.md changed")
+
+
+def test_asked_for_another_language_the_command_finds_the_documents(again):
+    write_stage(again, "poc")
+    assert amhs(again, "run", "--to", "poc", "--lang", "en", "--run-id", "english").returncode == 0
+    done = amhs(again, "run", "--to", "poc", "--lang", "ko")
+    assert done.returncode == 0 and "runs/english/index.html" in done.stdout + done.stderr, done.stdout + done.stderr
+    links = Links((again / "runs/english/index.html").read_text()).found
+    assert "02_poc/documents/feasibility.ko.html" in links and not list((again / "runs").glob("2*"))
+
+
+def test_a_language_nobody_asked_for_may_be_broken(toy):
+    (toy / "params/templates/ko/feasibility.md").write_text("{{ scores")
+    stage, folder = note()
+    assert stage.documents["feasibility"]["pages"] == {"en": "feasibility.html"} and not list(folder.glob("*.ko.*"))
+
+
+def test_figures_speak_the_reader_s_language(toy, monkeypatch):
+    monkeypatch.setattr(plots, "_style", lambda: {"font.family": ["DejaVu Sans", "DejaVu Sans Mono"]})
+    curve = plots.learning(pd.DataFrame({"train": [2.0, 1.0]}), stopped=1)
+    with curve.in_words(load_labels("ko")):
+        assert {t.get_text() for t in curve.findobj(Text)} >= {"손실", "반복", "학습", "1에서 멈춤"}
+    assert {t.get_text() for t in curve.findobj(Text)} >= {"loss", "round", "train", "stopped at 1"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _, folder = note(curve=curve)
+    assert (folder / "feasibility-curve.png").read_bytes() != (folder / "feasibility.ko-curve.png").read_bytes()
+
+
+def test_without_a_font_figures_stay_english(monkeypatch):
+    monkeypatch.setattr(plots, "_style", lambda: {"font.family": ["DejaVu Sans"]})
+    curve = plots.bars(pd.Series({"a": 1.0}), "How early")
+    with curve.in_words(load_labels("ko")):
+        assert "How early" in {t.get_text() for t in curve.findobj(Text)}
+
+
+def test_names_of_ticks_are_said_too_and_come_back():
+    curve = plots.waterfall(pd.Series({"base": 1.0} | {f"f{i}": float(i) for i in range(20)}))
+    said = [t.get_text() for t in curve.axes[0].get_yticklabels()]
+    if len(plots._style()["font.family"]) == 1:
+        pytest.skip("no Korean font here")
+    with curve.in_words(load_labels("ko")):
+        assert [t.get_text() for t in curve.axes[0].get_yticklabels()][0] == "그 외 10개" and said[0] == "10 others"
+    assert [t.get_text() for t in curve.axes[0].get_yticklabels()] == said
 
 
 def test_a_changed_template_makes_its_stage_old(again, monkeypatch):
@@ -236,7 +302,7 @@ def test_a_numbered_table_stays_numbered():
 
 def test_terms_have_the_parts_they_may_have(toy):
     (toy / "params/templates/ko/terms.yaml").write_text("haeds: {a: b}")
-    with pytest.raises(StageError, match="haeds.*heads and words"):
+    with pytest.raises(StageError, match="haeds.*heads and words.*labels"):
         load_terms("ko")
 
 
