@@ -7,8 +7,8 @@ __all__ = ['PROVEN', 'SINGLE_ROWS', 'TURNS', 'NEEDS', 'build_engines', 'validati
            'candidate_table', 'choose_alarm', 'conformal', 'coverage', 'resolved_rules', 'example_window', 'licences',
            'write_package', 'replay', 'interval_table', 'contents', 'alarm_table', 'licence_table', 'refused_table']
 
-# %% ../nbs/lib/16_package.ipynb #feaf738a
-import math
+# %% ../nbs/lib/16_package.ipynb #724bc01f
+import json, math
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -142,7 +142,7 @@ def time_engines(
     found = {k: [*np.percentile(single[k], [50, 99]), *np.percentile(batch[k], [50, 99])] for k in engines}
     return pd.DataFrame.from_dict(found, orient="index", columns=["p50_us", "p99_us", "p50_us_64", "p99_us_64"]).rename_axis("engine")
 
-# %% ../nbs/lib/16_package.ipynb #07290140
+# %% ../nbs/lib/16_package.ipynb #31e7719b
 def candidate_table(
     proof: pd.DataFrame,  # from `prove`
     times: pd.DataFrame,  # from `time_engines`
@@ -157,7 +157,7 @@ def candidate_table(
     table.insert(0, "what", [ENGINES[k].note if k in ENGINES else "" for k in table.index])
     table["chosen"] = table.index == chosen
     lost = pd.DataFrame({k: {"what": why, "proven": False, "chosen": False} for k, why in (refused or {}).items()}).T
-    return pd.concat([table, lost]) if len(lost) else table
+    return pd.concat([table, lost]).astype({"proven": bool, "chosen": bool}) if len(lost) else table
 
 # %% ../nbs/lib/16_package.ipynb #9e9fe60f
 def choose_alarm(
@@ -317,7 +317,7 @@ def write_package(
         load_package(tmp)
     return Path(folder)
 
-# %% ../nbs/lib/16_package.ipynb #86d1f091
+# %% ../nbs/lib/16_package.ipynb #c13294ba
 def _write_files(tmp: Path, confirmed: Path, data: Labelled, engine: Engine, candidates: pd.DataFrame) -> None:
     "Model, engine, site, rules, card, proof, licences."
     load_model(confirmed / "model").save(tmp / "model")
@@ -325,7 +325,8 @@ def _write_files(tmp: Path, confirmed: Path, data: Labelled, engine: Engine, can
     write_json(tmp / "site.json", data.site.model_dump(mode="json"))
     (tmp / "rules.yaml").write_text(resolved_rules(load_rules(site=data.site)), encoding="utf-8")
     (tmp / "card.md").write_text((confirmed / "card.md").read_text(encoding="utf-8"), encoding="utf-8")
-    write_json(tmp / "proof.json", candidates[["what", *PROVEN, "chosen"]].reset_index(names="engine").to_dict("records"))
+    said = candidates[["what", *PROVEN, "chosen"]].reset_index(names="engine")
+    write_json(tmp / "proof.json", json.loads(said.to_json(orient="records", double_precision=15)))
     write_json(tmp / "licences.json", licences(engine.kind))
 
 # %% ../nbs/lib/16_package.ipynb #3417cb4e

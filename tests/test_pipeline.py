@@ -15,6 +15,7 @@ from amhs import develop, runs, stages
 from amhs.config import SourceColumn, load_site
 from amhs.core import read_json, sha256_file
 from amhs.features import build_features
+from amhs.inference import load_package
 from amhs.model import load_model
 from amhs.plan import plan_run
 from amhs.simulate import simulate
@@ -127,6 +128,22 @@ def test_confirmed_package_answers_by_itself(smoke):
     fresh = simulate(1, seed=99).telemetry
     forecast = model.predict(build_features(fresh, interface["feature_set"], load_site("simulated")))
     assert list(forecast.columns) == interface["gives"] and len(forecast)
+
+
+def test_the_deployment_package_says_what_the_confirmed_model_says(smoke):
+    "What a service loads, alone: its answers, its proof, and where it stands in the run."
+    if manifest(smoke, "evaluate")["metrics"]["verdict"]["value"] == "refused":
+        assert manifest(smoke, "inference")["status"] == "skipped"
+        pytest.skip("the smoke model was refused, so there is no package to ask")
+    package = load_package(smoke.folder / "08_inference/artefacts/package")
+    model = load_model(smoke.folder / "07_evaluate/artefacts/confirmed_model/model")
+    features = build_features(simulate(9, seed=99).telemetry, package.feature_set, package.site).tail(500)
+    said = package.forecasts(features[list(package.engine.features)].to_numpy("float32"))
+    assert abs(said - model.predict(features).to_numpy()).max() < 1e-4
+    proof = {row["engine"]: row for row in read_json(package.folder / "proof.json")}
+    assert set(proof) == {"boosters", "merged", "onnx", "forest"} and proof[package.engine.kind]["proven"] and proof[package.engine.kind]["chosen"]
+    found = manifest(smoke, "inference")
+    assert {g["name"] for g in found["gates"]} == {"parity", "replay", "latency"} and found["metrics"]["version"]["value"] == package.version
 
 
 @pytest.mark.full
