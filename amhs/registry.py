@@ -129,17 +129,18 @@ def description(self: RunFacts) -> str:
     head = [f"**{self.record['status']}.** {self.record['verdict']}", "", "| stage | status | gates passed | figures |", "|---|---|---|---|"]
     return "\n".join([*head, *(_stage_line(s, m) for s, m in self.manifests.items())])[:7900]
 
-# %% ../nbs/lib/15_registry.ipynb #be01ab55
+# %% ../nbs/lib/15_registry.ipynb #ab9ab37e
 @patch
 def tags(self: RunFacts) -> dict[str, str]:
     "What a run is found by; those that begin with `mlflow.` are shown in places of their own."
     newest = next(reversed(self.manifests.values()), {"code": {}})
     failed = self.failed_gates()
     return {"amhs.run_id": self.folder.name, "pipeline": self.record["pipeline"], "profile": self.record["profile"], "status": self.record["status"],
-            "site": self.record.get("site", ""), "line": self.record.get("line", ""), "data": self.data_hash(), "verdict": self.record["verdict"][:1000],
+            "site": self.record.get("site") or "-", "line": self.record.get("line") or "all", "data": self.data_hash() or "-",
+            "verdict": self.record["verdict"][:1000],
             "gates": f"failed: {', '.join(failed)}"[:1000] if failed else "passed", "dirty": str(newest["code"].get("dirty", "")).lower(),
             "mlflow.note.content": self.description(), "mlflow.source.name": f"amhs run {self.record['pipeline']}", "mlflow.source.type": "LOCAL",
-            "mlflow.source.git.commit": newest["code"].get("commit") or ""}
+            "mlflow.source.git.commit": newest["code"].get("commit") or "unknown"}
 
 # %% ../nbs/lib/15_registry.ipynb #b8adcd23
 @patch
@@ -241,13 +242,17 @@ def open_registry() -> Iterator[Registry]:  # to ask within the block
         said = " ".join(str(e).partition("[SQL")[0].split())[:300]
         raise RegistryError(f"the registry failed: {type(e).__name__}: {said}", fix=_LATER) from e
 
-# %% ../nbs/lib/15_registry.ipynb #5a3b2794
+# %% ../nbs/lib/15_registry.ipynb #ed49a363
+_EXPERIMENT = {"mlflow.experimentKind": "custom_model_development",  # MLflow opens its pages on training, not on language models
+               "mlflow.note.content": "Runs of amhs. Each run's description tells how its stages ended; its documents are among its artifacts."}
+
+
 @patch(as_prop=True)
 def _experiment(self: Registry) -> str:
     "Id of the experiment all runs are in."
     found = self.client.get_experiment_by_name("amhs")
     if found is None:
-        return self.client.create_experiment("amhs", artifact_location=self.artifacts)
+        return self.client.create_experiment("amhs", artifact_location=self.artifacts, tags=_EXPERIMENT)
     if found.lifecycle_stage == "deleted":
         self.client.restore_experiment(found.experiment_id)
     return found.experiment_id
@@ -390,24 +395,36 @@ def _models(self: Registry) -> dict[str, Any]:
     "MLflow's registered models by name."
     return {m.name: m for m in _pages(self.client.search_registered_models, max_results=1000)}
 
-# %% ../nbs/lib/15_registry.ipynb #3871b06c
+# %% ../nbs/lib/15_registry.ipynb #18384962
 @patch
-def _sync_version(self: Registry, facts: RunFacts, mlflow_run: str) -> str | None:
+def _known_versions(self: Registry) -> dict[str, dict[str, Any]]:
+    "MLflow's versions: name of the model -> hash of what was trained -> version."
+    return {name: {v.tags.get("model_sha256", ""): v for v in self._versions(name)} for name in self._models()}
+
+# %% ../nbs/lib/15_registry.ipynb #b797f6c3
+@patch
+def _sync_version(self: Registry, facts: RunFacts, mlflow_run: str, known: dict[str, dict[str, Any]]) -> str | None:
     "Register the model that a run confirmed, if it is not there; `name/version` if it is new."
     name = re.sub(r"[/:@']", "-", read_json(facts.package / "site.json")["name"])
     tags = facts.version_tags()
+    if tags["model_sha256"] in known.get(name, ()):
+        return None
     if sha256_tree(facts.package) != tags["confirmed_sha256"]:
         raise InputError("a confirmed model is not what its run wrote", got=facts.folder.name, fix="it is not registered; run stage evaluate again")
-    if name not in self._models():
-        self.client.create_registered_model(name, description=f"Foresees congestion on site {name}; registered by amhs.")
-    if tags["model_sha256"] in {v.tags.get("model_sha256") for v in self._versions(name)}:
-        return None
+    if name not in known:
+        self.client.create_registered_model(name, description=_purpose(name))
     card = (facts.package / "card.md").read_text(encoding="utf-8")
     made = self.client.create_model_version(name, self._upload(facts.package, mlflow_run), mlflow_run, tags=tags, description=card[:_CARD])
+    known.setdefault(name, {})[tags["model_sha256"]] = made
     return f"{name}/{made.version}"
 
-# %% ../nbs/lib/15_registry.ipynb #a8ff4f79
+# %% ../nbs/lib/15_registry.ipynb #044fc9f4
 _CARD = 4900  # characters of a description MLflow keeps
+
+
+def _purpose(name: str) -> str:
+    "What a registered model is for, as its page begins."
+    return f"Foresees congestion on site {name}."
 
 # %% ../nbs/lib/15_registry.ipynb #2455b34e
 @patch
@@ -424,17 +441,16 @@ def packages(self: RunFacts) -> dict[str, Path]:
     read = {s: m["inputs"].get("evaluate", {}).get("artefacts", {}).get("confirmed_model", {}).get("sha256") for s, m in made.items()}
     return {sha: self.homes[s] / "artefacts/package" for s, sha in read.items() if sha}
 
-# %% ../nbs/lib/15_registry.ipynb #a083384d
+# %% ../nbs/lib/15_registry.ipynb #1a5f4f15
 @patch
-def _sync_packages(self: Registry, facts: RunFacts) -> list[str]:
+def _sync_packages(self: Registry, facts: RunFacts, known: Mapping[str, Mapping[str, Any]]) -> list[str]:
     "Attach the packages of a run to their versions; the names of versions that got one."
     wanted, done = facts.packages(), []
-    for name in self._models() if wanted else ():
-        for version in self._versions(name):
-            folder = wanted.get(version.tags.get("confirmed_sha256"))
-            if folder and folder.is_dir() and version.tags.get("package_sha256") != sha256_tree(folder):
-                self._attach(name, int(version.version), version.run_id, folder)
-                done.append(f"{name}/{version.version}")
+    for version in [v for versions in known.values() for v in versions.values()] if wanted else ():
+        folder = wanted.get(version.tags.get("confirmed_sha256"))
+        if folder and folder.is_dir() and version.tags.get("package_sha256") != sha256_tree(folder):
+            self._attach(version.name, int(version.version), version.run_id, folder)
+            done.append(f"{version.name}/{version.version}")
     return done
 
 # %% ../nbs/lib/15_registry.ipynb #890dc18e
@@ -462,30 +478,30 @@ def _readable(folder: Path) -> RunFacts | str:
     except (AmhsError, AttributeError, KeyError, TypeError, ValueError, OSError) as e:
         return f"it cannot be read: {type(e).__name__}: {e}"
 
-# %% ../nbs/lib/15_registry.ipynb #0ece71bc
-def _sync_one(registry: Registry, folder: Path, known: Mapping[str, Any]) -> Iterator[dict[str, str]]:
+# %% ../nbs/lib/15_registry.ipynb #cb2af090
+def _sync_one(registry: Registry, folder: Path, known: Any, versions: dict[str, dict[str, Any]]) -> Iterator[dict[str, str]]:
     "Register a run, its model and its packages; a row for each thing done."
     facts = _readable(folder)
     if isinstance(facts, str):
         yield {"kind": "run", "name": folder.name, "what": "left out", "status": facts}
     elif facts.record["status"] != "running":
-        mlflow_run, what = registry._sync_run(facts, known.get(folder.name))
+        mlflow_run, what = registry._sync_run(facts, known)
         if what != "unchanged":
             yield {"kind": "run", "name": folder.name, "what": what, "status": facts.record["status"]}
-        yield from _sync_model(registry, facts, mlflow_run)
+        yield from _sync_model(registry, facts, mlflow_run, versions)
 
-# %% ../nbs/lib/15_registry.ipynb #d56f408b
-def _sync_model(registry: Registry, facts: RunFacts, mlflow_run: str) -> Iterator[dict[str, str]]:
+# %% ../nbs/lib/15_registry.ipynb #be236d28
+def _sync_model(registry: Registry, facts: RunFacts, mlflow_run: str, versions: dict[str, dict[str, Any]]) -> Iterator[dict[str, str]]:
     "Register what a run confirmed and what it packed."
     try:
-        if facts.package and (version := registry._sync_version(facts, mlflow_run)):
+        if facts.package and (version := registry._sync_version(facts, mlflow_run, versions)):
             yield {"kind": "model", "name": version, "what": "new", "status": f"confirmed by run {facts.folder.name}"}
-        for version in registry._sync_packages(facts):
+        for version in registry._sync_packages(facts, versions):
             yield {"kind": "package", "name": version, "what": "new", "status": f"made by run {facts.folder.name}"}
     except InputError as e:
         yield {"kind": "model", "name": facts.folder.name, "what": "left out", "status": str(e)}
 
-# %% ../nbs/lib/15_registry.ipynb #4e738423
+# %% ../nbs/lib/15_registry.ipynb #bdfef007
 def sync_runs(
     runs_folder: Path | str | None = None,  # the folder of runs; None: that of the settings
 ) -> "pd.DataFrame":  # one row per run or model that was new or changed: kind, name, what, status
@@ -495,8 +511,8 @@ def sync_runs(
     folder = Path(runs_folder or settings().runs)
     begun = {p.parent: _started(p) for p in folder.glob("*/run.json")}
     with open_registry() as registry, _alone(folder):
-        known = registry._known_runs()
-        rows = [row for run in sorted(begun, key=lambda r: (begun[r], r)) for row in _sync_one(registry, run, known)]
+        known, versions = registry._known_runs(), registry._known_versions()
+        rows = [row for run in sorted(begun, key=lambda r: (begun[r], r)) for row in _sync_one(registry, run, known.get(run.name), versions)]
     return pd.DataFrame(rows, columns=["kind", "name", "what", "status"])
 
 # %% ../nbs/lib/15_registry.ipynb #4a7959da
@@ -618,7 +634,7 @@ def _changes(self: Registry, name: str) -> list[AliasChange]:
     found = [json.loads(v) for k, v in tags.items() if k.startswith("alias ")]
     return sorted((AliasChange(**{**c, "at": datetime.fromisoformat(c["at"])}) for c in found), key=lambda c: c.at)
 
-# %% ../nbs/lib/15_registry.ipynb #37e843cc
+# %% ../nbs/lib/15_registry.ipynb #ab36eb60
 @patch
 def _set_alias(self: Registry, name: str, change: AliasChange) -> None:
     "Set an alias, or take it away, and put that on record, after all that is on record even if the clock went back."
@@ -628,6 +644,9 @@ def _set_alias(self: Registry, name: str, change: AliasChange) -> None:
     else:
         self.client.set_registered_model_alias(name, change.alias, str(change.version))
     at = max(change.at.astimezone(UTC), last + timedelta(microseconds=1))
+    if change.alias == "champion":
+        said = f"Champion: version {change.version} since {at:%Y-%m-%d %H:%M} UTC, by {change.who}{f': {change.why}' if change.why else ''}."
+        self.client.update_registered_model(name, f"{_purpose(name)} {said}"[:_CARD])
     record = {**change._asdict(), "at": at.isoformat(), "why": change.why[:3000]}
     self.client.set_registered_model_tag(name, f"alias {at:%Y-%m-%dT%H:%M:%S.%fZ} {change.alias}", json.dumps(record, ensure_ascii=False))
 

@@ -17,6 +17,7 @@ from amhs.core import AmhsError, sha256_tree
 from amhs.runs import Manner, Reporter, run_pipeline
 
 AMHS = Path(sys.executable).with_name("amhs")
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # MLflow's, with SQLAlchemy 2.1
 
 
 @pytest.fixture(scope="module")

@@ -38,6 +38,8 @@ from amhs.registry import (
     sync_runs,
 )
 
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # MLflow's, with SQLAlchemy 2.1
+
 
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory):
@@ -280,6 +282,7 @@ def test_gates_refuse_and_force_leaves_a_reason_on_record(three):
             promote("3", force=True, why=why)
     assert alias_history().empty
     forced = promote("3", force=True, why="the gate is too strict", who="kim", clock=at(20))
+    assert "version 3 since 2026-11-20 12:00 UTC, by kim: the gate is too strict" in mlflow_client().get_registered_model("fab1").description
     assert forced.aliases == ("champion",) and "the gate is too strict" in forced.tags["forced"]
     assert alias_history().iloc[0][["who", "why", "forced"]].tolist() == ["kim", "the gate is too strict", True]
     assert "forced: 2026-11-20" in model_card("champion")
