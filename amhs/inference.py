@@ -286,18 +286,23 @@ def _margins(self: Original, X: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore"):
         return np.concatenate([changes, np.log(probs)], axis=2, dtype="float64")
 
-# %% ../nbs/lib/15_inference.ipynb #502153f5
+# %% ../nbs/lib/15_inference.ipynb #ac671df4
 class Boosters(Original):
     "A booster per head, one after the other"
     kind, note = "boosters", "as trained: a booster per head"
 
-# %% ../nbs/lib/15_inference.ipynb #8dad457d
+    def __init__(self, forecaster: Boosted):
+        super().__init__(forecaster)
+        self.boosters = {head: booster.copy() for head, booster in forecaster.boosters.items()}
+        for booster in self.boosters.values():
+            booster.set_param({"nthread": 1})
+
+# %% ../nbs/lib/15_inference.ipynb #e01b6be2
 @patch
 def _margins(self: Boosters, X: np.ndarray) -> np.ndarray:
     own, out = self.forecaster, np.empty((len(X), OUTPUTS * len(self.horizons)), "float64")
     X, start = own._columns(X), _output_of(own)
-    for head, booster in own.boosters.items():
-        booster.set_param({"nthread": 1})
+    for head, booster in self.boosters.items():
         said = booster.inplace_predict(X, predict_type="margin").reshape(len(X), -1)
         out[:, start[head] : start[head] + said.shape[1]] = said
     return out

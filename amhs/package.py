@@ -391,13 +391,13 @@ def interval_table(
     table = pd.DataFrame(rows).T.rename_axis("target")
     return table if within is None else table.assign(within=within)
 
-# %% ../nbs/lib/16_package.ipynb #4ecfd6ca
+# %% ../nbs/lib/16_package.ipynb #6e3a10a2
 def contents(
     folder: Path | str,  # a package
 ) -> pd.DataFrame:  # one row per part: files, kB, SHA-256 (its beginning)
     "What a package holds."
-    parts = sorted(p for p in Path(folder).iterdir())
-    rows = {p.name: {"files": sum(f.is_file() for f in p.rglob("*")) if p.is_dir() else 1,
+    parts = sorted(Path(folder).iterdir())
+    rows = {p.name + "/" * p.is_dir(): {"files": sum(f.is_file() for f in p.rglob("*")) if p.is_dir() else 1,
                      "kb": sum(f.stat().st_size for f in ([p] if p.is_file() else p.rglob("*")) if f.is_file()) / 1024,
                      "sha256": sha256_tree(p)[:12]} for p in parts}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("part")
