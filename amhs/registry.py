@@ -162,16 +162,13 @@ _QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_HT
           "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
 _LATER = "results are kept in runs/; `amhs models sync` registers them later"
 
-# %% ../nbs/lib/15_registry.ipynb #4e4abe2f
+# %% ../nbs/lib/15_registry.ipynb #eb218554
 def _registry_uri() -> str:
     "MLflow's database or server, a database's file absolute."
     uri = reveal(settings().registry)
     if uri in ("", "off"):
         raise RegistryError("the registry is off", fix="name it in settings.ini (registry = sqlite:///data/mlflow.sqlite), or set AMHS_REGISTRY")
-    if not uri.startswith("sqlite:"):
-        return uri
-    file = project_root() / uri.removeprefix("sqlite:///")
-    return f"sqlite:///{file}"
+    return f"sqlite:///{project_root() / uri.removeprefix('sqlite:///')}" if uri.startswith("sqlite:") else uri
 
 # %% ../nbs/lib/15_registry.ipynb #057278b3
 def registry_file() -> Path | None:  # None: a server or another database keeps it
@@ -257,16 +254,14 @@ def _experiment(self: Registry) -> str:
         self.client.restore_experiment(found.experiment_id)
     return found.experiment_id
 
-# %% ../nbs/lib/15_registry.ipynb #7b2d7e80
+# %% ../nbs/lib/15_registry.ipynb #b0dad3ad
 def _pages(search: Callable, **asked: Any) -> Iterator[Any]:
     "Everything a paged search finds."
-    token = None
-    while True:
-        page = search(page_token=token, **asked)
+    page = search(**asked)
+    yield from page
+    while page.token:
+        page = search(page_token=page.token, **asked)
         yield from page
-        token = page.token
-        if not token:
-            return
 
 # %% ../nbs/lib/15_registry.ipynb #4a1088d5
 @patch

@@ -53,7 +53,7 @@ class _Text(sa.types.TypeDecorator):
             value.encode()
         return value
 
-# %% ../nbs/lib/15_store.ipynb #55b94c5e
+# %% ../nbs/lib/15_store.ipynb #0b68f6a3
 class _Whole(sa.types.TypeDecorator):
     "A whole number of 64 bits."
 
@@ -61,8 +61,7 @@ class _Whole(sa.types.TypeDecorator):
     cache_ok = True
 
     def process_bind_param(self, value, dialect):
-        number = operator.index(value)
-        if not -(2**63) <= number < 2**63:
+        if not -(2**63) <= (number := operator.index(value)) < 2**63:
             raise ValueError("wanted is a number of 64 bits")
         return number
 
@@ -437,21 +436,18 @@ def _wrong_value(table: str, plan: _Plan, row: Mapping[str, Any]) -> InputError:
             return InputError(f"`{name}` of {table} cannot be kept: {e}", got=row.get(name))
     return InputError(f"a row of {table} cannot be kept")
 
-# %% ../nbs/lib/15_store.ipynb #6870f263
+# %% ../nbs/lib/15_store.ipynb #98e59284
 @patch
-def _commit(self: Store, batches: Mapping[str, list[tuple]]) -> None:
-    "Write encoded rows of some tables in one transaction."
-    if self.is_file:
-        self._commit_file(batches)
-        return
+def _commit_server(self: Store, batches: Mapping[str, list[tuple]]) -> None:
+    "Write encoded rows of some tables in one transaction, to a server."
     with self._session(writes=True) as connection:
         for table, rows in batches.items():
             connection.exec_driver_sql(self._plans[table].sql, rows)
 
-# %% ../nbs/lib/15_store.ipynb #46ea8beb
+# %% ../nbs/lib/15_store.ipynb #b705a9f1
 @patch
 def _commit_file(self: Store, batches: Mapping[str, list[tuple]]) -> None:
-    "The same for SQLite."
+    "The same, to SQLite."
     with self._turn, self._spoken():
         self._still_there()
         connection = self._direct()
@@ -462,6 +458,12 @@ def _commit_file(self: Store, batches: Mapping[str, list[tuple]]) -> None:
             connection.execute("COMMIT")
         finally:
             connection.rollback()  # nothing is left to do after COMMIT
+
+# %% ../nbs/lib/15_store.ipynb #620bd366
+@patch
+def _commit(self: Store, batches: Mapping[str, list[tuple]]) -> None:
+    "Write encoded rows of some tables in one transaction."
+    (self._commit_file if self.is_file else self._commit_server)(batches)
 
 # %% ../nbs/lib/15_store.ipynb #1781232d
 @patch
@@ -482,15 +484,14 @@ def minute_of(
     "The minute a time lies in."
     return when if isinstance(when, int | np.integer) else int(when.timestamp() // 60)
 
-# %% ../nbs/lib/15_store.ipynb #df4f38ad
+# %% ../nbs/lib/15_store.ipynb #6bdc4a6d
 def observation_rows(
     telemetry: "pd.DataFrame",  # as the contract says: line, timestamp, schema columns
     received: datetime,  # when it came, with its time zone
 ) -> Iterator[dict[str, Any]]:  # rows for `write("observations", …)`
     "Telemetry as rows of observations; columns that are not there are NaN."
     minutes = telemetry["timestamp"].astype("int64").to_numpy() // 60_000_000
-    values = telemetry.reindex(columns=list(COLUMNS)).to_numpy("<f4")
-    for line, minute, numbers in zip(telemetry["line"], minutes.tolist(), values):
+    for line, minute, numbers in zip(telemetry["line"], minutes.tolist(), telemetry.reindex(columns=list(COLUMNS)).to_numpy("<f4")):
         yield {"line": line, "minute": minute, "received": received, "values": numbers.tobytes()}
 
 # %% ../nbs/lib/15_store.ipynb #18b516a0
@@ -606,11 +607,9 @@ def expire(
             removed[table] += gone
     return removed
 
-# %% ../nbs/lib/15_store.ipynb #e34b2b1e
+# %% ../nbs/lib/15_store.ipynb #3bc1eda5
 @patch
-def close(
-    self: Store,
-) -> None:
+def close(self: Store) -> None:
     "Close the connections; another use opens new ones."
     self._own = threading.local()
     self.engine.dispose()
@@ -641,9 +640,9 @@ def waiting(self: GroupCommit) -> int:
     "Rows that wait to be written."
     return len(self._rows)
 
-# %% ../nbs/lib/15_store.ipynb #aba1be2a
+# %% ../nbs/lib/15_store.ipynb #de1c7225
 @patch
-def _take(self: GroupCommit, table: str, row: Mapping[str, Any], future: Future | None) -> None:
+def _take(self: GroupCommit, table: str, row: Mapping[str, Any], future: Future | None) -> Future | None:
     "Have a row wait; wake the thread if it does not know yet."
     item = (table, self.store.encode(table, row), future)
     with self._turn:
@@ -653,6 +652,7 @@ def _take(self: GroupCommit, table: str, row: Mapping[str, Any], future: Future 
         if (future and not self._urgent) or len(self._rows) == 1:
             self._urgent = self._urgent or future is not None
             self._turn.notify()
+    return future
 
 # %% ../nbs/lib/15_store.ipynb #bb287cd2
 @patch
@@ -662,7 +662,7 @@ def _refusal(self: GroupCommit) -> StoreError:
         return StoreError("the group commit is closed", fix="make another one")
     return StoreBusy(f"{self.limit:,} rows wait for {self.store.where}", fix="offer the row again later, or see why the store is slow")
 
-# %% ../nbs/lib/15_store.ipynb #14199abf
+# %% ../nbs/lib/15_store.ipynb #9abf9afa
 @patch
 def put(
     self: GroupCommit,
@@ -670,9 +670,7 @@ def put(
     row: Mapping[str, Any],  # column -> value; a wrong one is refused here
 ) -> Future:  # resolved when the row is on disk; fails with a StoreError
     "Hand in a row whose writing is waited for."
-    future = Future()
-    self._take(table, row, future)
-    return future
+    return self._take(table, row, Future())
 
 # %% ../nbs/lib/15_store.ipynb #f4319975
 @patch
@@ -707,7 +705,12 @@ def _work(self: GroupCommit) -> None:
         except Exception as e:  # whatever it is, who waits must hear of it and the thread go on
             self._fail(found, e if isinstance(e, StoreError) else StoreError(f"the store failed: {type(e).__name__}: {e}"))
 
-# %% ../nbs/lib/15_store.ipynb #dd68b0c4
+# %% ../nbs/lib/15_store.ipynb #d8268b96
+def _waited_for(found: list) -> list[Future]:
+    "The futures of rows that somebody still waits for."
+    return [f for _, _, f in found if f and f.set_running_or_notify_cancel()]
+
+# %% ../nbs/lib/15_store.ipynb #373a021f
 @patch
 def _write(self: GroupCommit, found: list) -> None:
     "Write rows in one transaction and tell who waits."
@@ -716,23 +719,21 @@ def _write(self: GroupCommit, found: list) -> None:
         batches.setdefault(table, []).append(row)
     self.store._commit(batches)
     self.rows, self.commits = self.rows + len(found), self.commits + 1
-    for future in [f for _, _, f in found if f and f.set_running_or_notify_cancel()]:
+    for future in _waited_for(found):
         future.set_result(None)
 
-# %% ../nbs/lib/15_store.ipynb #3ef09afb
+# %% ../nbs/lib/15_store.ipynb #9b7a6af7
 @patch
 def _fail(self: GroupCommit, found: list, error: StoreError) -> None:
     "Tell who waits that a batch was not written."
     self.failed += len(found)
     log.warning("%d rows were not kept: %s", len(found), error)
-    for future in [f for _, _, f in found if f and f.set_running_or_notify_cancel()]:
+    for future in _waited_for(found):
         future.set_exception(error)
 
-# %% ../nbs/lib/15_store.ipynb #5153a53d
+# %% ../nbs/lib/15_store.ipynb #d7ac331a
 @patch
-def close(
-    self: GroupCommit,
-) -> None:
+def close(self: GroupCommit) -> None:
     "Take no more rows, write those that wait, end the thread."
     with self._turn:
         self._closed = True
