@@ -55,7 +55,7 @@ _FOLDS_CSS = """
 .folds details[open] { flex-basis: 100% }  .folds td:last-child { overflow-wrap: anywhere }
 """
 
-# %% ../nbs/lib/22_reports.ipynb #9e386377
+# %% ../nbs/lib/22_reports.ipynb #be4a17d2
 _NOTEBOOK_CSS = _FOLDS_CSS + """
 main { max-width: 66rem }  .cell { margin: .9rem 0 }  .text_cell_render { overflow-x: auto }  .output_subarea { margin: .5rem 0; overflow-x: auto }
 header { display: flex; flex-wrap: wrap; gap: .3rem 1rem; align-items: baseline; font-size: .92rem }

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'PIPELINES', 'GOOD', 'Deliverable', 'Stage', 'find_stage', 'stage_rows', 'stage_table', 'read_cells',
-           'notebook_defaults', 'check_notebook', 'toy_stage', 'local_now', 'new_run', 'lock_run', 'keep_runs',
-           'stage_manifest', 'list_runs', 'stage_home', 'find_sources', 'confirmed_number', 'identify', 'is_intact',
-           'verified_outputs', 'StageRun', 'outside_name', 'outside_path', 'check_templates', 'begin']
+           'notebook_defaults', 'check_notebook', 'toy_stage', 'toy_project', 'local_now', 'new_run', 'lock_run',
+           'keep_runs', 'stage_manifest', 'list_runs', 'stage_home', 'find_sources', 'confirmed_number', 'identify',
+           'is_intact', 'verified_outputs', 'StageRun', 'outside_name', 'outside_path', 'check_templates', 'begin']
 
-# %% ../nbs/lib/19_stages.ipynb #22ee934c
-import ast, contextlib, fcntl, io, json, operator, os, re, shutil, sys
+# %% ../nbs/lib/19_stages.ipynb #dec53f2a
+import ast, contextlib, fcntl, io, json, operator, os, re, shutil, sys, tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -206,6 +206,26 @@ def toy_stage(
         cells.append({"cell_type": "code", "id": f"cell{i}", "metadata": metadata, "source": source, "outputs": [], "execution_count": None})
     kernel = {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}}
     return write_json(Path(root) / stage.notebook, {"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5})
+
+# %% ../nbs/lib/19_stages.ipynb #c8e43959
+_ALL_IT_OWES = """from amhs.documents import placeholders
+for o in run.stage.outputs: run.output(o).write_text('{}')
+for d in run.stage.deliverables: run.document(d.name, **dict.fromkeys(placeholders(d.name, 'en'), 'Warn early.'))
+for g in run.stage.gates: run.gate(g, 1, 0)"""
+
+# %% ../nbs/lib/19_stages.ipynb #f2870d99
+def toy_project(
+    *names: str,  # stages to write; each hands over all it owes
+) -> Path:  # its folder
+    "A project of its own in a temporary folder, and this process in it, for examples."
+    root = Path(tempfile.mkdtemp())
+    shutil.copy(project_root() / "settings.ini", root)
+    shutil.copytree(settings().params, root / "params")
+    for name in names:
+        toy_stage(root, name, _ALL_IT_OWES, "run.finish()")
+    os.environ |= {"AMHS_ROOT": str(root), "AMHS_REGISTRY": "off"}
+    os.chdir(root)
+    return root
 
 # %% ../nbs/lib/19_stages.ipynb #c1030a4c
 def local_now() -> datetime:  # with its time zone

@@ -1,7 +1,10 @@
 """The command as a person meets it: answers, exit codes, messages."""
 
+import contextlib
 import json
 import os
+import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +64,39 @@ def test_a_good_run_says_where_its_report_is(toy):
     assert (root / "runs/first/index.html").is_file()
     assert "01 business: cell 1 of 7" in done.stderr and "01 business: finished" in done.stderr
     assert "\x1b" not in done.stdout + done.stderr, "no colours when nobody looks"
+
+
+def on_a_terminal(cwd, *args, **env):
+    """Exit code and all that the command writes when a person sits before it."""
+    pid, fd = pty.fork()
+    if not pid:
+        os.chdir(cwd)
+        os.execve(AMHS, [str(AMHS), *args], {k: v for k, v in os.environ.items() if k != "NO_COLOR"} | {"TERM": "xterm-256color"} | env)
+    said = b""
+    with os.fdopen(fd, "rb", buffering=0) as end, contextlib.suppress(OSError):  # how Linux says that the other side is gone
+        while some := end.read(1 << 16):
+            said += some
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), said.decode()
+
+
+def seen(said):
+    """What stays on the screen: of each line, what was written last."""
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", said)
+    return [line.rsplit("\r", 1)[-1].rstrip() for line in text.replace("\r\n", "\n").split("\n")]
+
+
+@pytest.mark.parametrize("env", [{}, {"NO_COLOR": "1"}], ids=["colour", "no colour"])
+def test_on_a_terminal_a_bar_moves_and_one_line_stays(toy, env):
+    code, said = on_a_terminal(toy[0], "run", "develop", "--to", "business", "--set", "business.days=11", "--force", **env)
+    assert code == 0 and re.search(r"━.*6/7.*cells", said), "the bar, at the last cell"
+    assert re.fullmatch(r"✓ 01 business    finished, [\d.]+ s, 1 of 1 gates passed", seen(said)[0])
+    assert seen(said)[1] == "All 1 stages finished, every gate passed." and "cell 6 of 7" not in said
+    assert bool(re.search(r"\x1b\[[\d;]*m", said)) == (not env)
+
+
+def test_elsewhere_progress_is_plain_lines(toy):
+    _, done = toy
+    assert "01 business: cell 6 of 7" in done.stderr.splitlines() and "\x1b" not in done.stdout + done.stderr and "━" not in done.stderr
 
 
 def test_report_finds_a_run_by_its_beginning(toy):
