@@ -33,7 +33,7 @@ from .serve import Desk, History, Line, Refused, Task, ask, memory_of, moment_of
 from .store import GroupCommit, StoreError, open_store
 from .telemetry import COLUMNS
 
-# %% ../nbs/lib/17_api.ipynb #4acc6446
+# %% ../nbs/lib/17_api.ipynb #456ef60a
 class Front:
     "What the requests of one process share."
 
@@ -48,7 +48,7 @@ class Front:
         self.keys: dict[str, Key] = {}
         self.rates: dict[str, Rate] = {}
         self.locks: dict[str, asyncio.Lock] = {}
-        self.due = self.late = 0.0  # the heartbeat's: when it should come, how late it last came
+        self.due, self.late = float("inf"), 0.0  # the heartbeat's: when it should come, how late it last came
         self.metrics = Metrics()
         self.stamp: int | None = None  # of the file of keys
         self.ready = False

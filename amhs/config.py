@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['HORIZONS_MIN', 'WINDOW_MIN', 'PURGE_GAP_MIN', 'TARGETS', 'CLASSES', 'LANGUAGES', 'Edges', 'Share', 'Count', 'Feature',
-           'Model', 'PARAMS', 'parse_yaml', 'read_yaml', 'Frozen', 'checked', 'Settings', 'settings', 'languages',
-           'SourceColumn', 'TimeColumn', 'LineSource', 'Thresholds', 'Gaps', 'Alarms', 'Site', 'site_path', 'load_site',
-           'StageParams', 'Scope', 'Criteria', 'BusinessParams', 'PocParams', 'PrototypeParams', 'DataParams',
-           'DevelopParams', 'TrainParams', 'EvaluateParams', 'InferenceParams', 'parse_sets', 'load_profile',
-           'load_params']
+           'Model', 'When', 'PARAMS', 'parse_yaml', 'read_yaml', 'Frozen', 'checked', 'Settings', 'settings',
+           'languages', 'SourceColumn', 'TimeColumn', 'LineSource', 'Thresholds', 'Gaps', 'Alarms', 'Site', 'site_path',
+           'load_site', 'StageParams', 'Scope', 'Criteria', 'BusinessParams', 'PocParams', 'PrototypeParams',
+           'DataParams', 'DevelopParams', 'TrainParams', 'EvaluateParams', 'InferenceParams', 'IntegrationParams',
+           'OfflineParams', 'parse_sets', 'load_profile', 'load_params']
 
-# %% ../nbs/lib/01_config.ipynb #ac25014f
+# %% ../nbs/lib/01_config.ipynb #38848d32
 import configparser, os, re
 from collections.abc import Mapping
 from functools import cache
@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, get_args
 from zoneinfo import ZoneInfo
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from .core import InputError, ParameterError, nearest, project_root
 
@@ -419,11 +419,48 @@ class InferenceParams(StageParams):
     hysteresis: float = Field(ge=0)  # jobs; an alarm ends when the expected level is so far below the threshold
     interval_share: float = Field(gt=0, lt=1)  # of validation rows that lie within the intervals
 
-# %% ../nbs/lib/01_config.ipynb #99dce190
+# %% ../nbs/lib/01_config.ipynb #3194fd2a
+class IntegrationParams(StageParams):
+    "09: the Bento built, started and tried as a service; then deployed."
+
+    workers: Count  # processes that answer
+    contract_examples: Count  # requests made up for each operation, valid ones and as many invalid ones
+    contract_s: float = Field(gt=0)  # for each operation, at most
+    replay_min: Count  # minutes of history sent one by one
+    load_per_s: float = Field(gt=0)  # requests a second
+    load_s: float = Field(gt=0)  # so long
+    max_refused_share: Share  # of the requests under load
+    rehearsal_per_s: float = Field(gt=0)  # requests a second while a model is switched and switched back
+    rehearsal_s: float = Field(ge=3)  # so long
+    switch_within_s: float = Field(gt=0)  # from the decision to the new model's answers
+    deploy: Literal["none", "shadow", "canary", "live", "auto"]  # auto: live where nothing answers yet, shadow where something does
+    canary_share: Share  # of the minutes, if it is a canary
+
+# %% ../nbs/lib/01_config.ipynb #908bac56
+When = Annotated[str, BeforeValidator(str)]  # YAML reads 2026-01-01 as a date
+
+
+class OfflineParams(StageParams):
+    "11: forecasts and decisions for a period, outside the service."
+
+    source: str  # store, simulate, nycflights, or a path: export file, folder of exports, data set
+    site: str  # profile of a source that is not the store
+    days: Count  # of simulated history
+    lines: tuple[str, ...]  # none: all that are in the source
+    since: When  # ISO time, first minute; empty: from the beginning
+    until: When  # ISO time, first minute no longer scored; empty: to the end
+    package: str  # live: what each line is deployed with; or the folder of a package
+    hybrid: str  # how rules and model are combined; empty: as each line is deployed
+    out: str  # folder of predictions, kept from run to run; empty: this run's own
+    threads: Count  # that share out the rows of a line
+    reasons: int = Field(ge=0)  # contributions named with each alarm
+    store: Literal["none", "alarms", "all"]  # predictions that are also written to the store, role offline
+
+# %% ../nbs/lib/01_config.ipynb #4a1198d1
 PARAMS: dict[str, type[StageParams]] = {
     "business": BusinessParams, "poc": PocParams, "prototype": PrototypeParams, "data": DataParams,
     "develop": DevelopParams, "train": TrainParams, "evaluate": EvaluateParams,
-    "inference": InferenceParams,
+    "inference": InferenceParams, "integration": IntegrationParams, "offline": OfflineParams,
 }
 
 # %% ../nbs/lib/01_config.ipynb #39f59c77

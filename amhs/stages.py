@@ -62,7 +62,7 @@ def notebook(self: Stage) -> str:
     "The stage's notebook, from the project's folder."
     return f"nbs/stages/{self.folder}.ipynb"
 
-# %% ../nbs/lib/19_stages.ipynb #ef75b110
+# %% ../nbs/lib/19_stages.ipynb #3e4d9de0
 STAGES: tuple[Stage, ...] = (
     Stage("01", "business", "Business definition", "비즈니스 정의", outputs=("scope.json", "criteria.json"), gates=("history_days",),
           deliverables=(Deliverable("requirements", "Requirements definition", "요구사항 정의서"),
@@ -85,11 +85,18 @@ STAGES: tuple[Stage, ...] = (
     Stage("08", "inference", "Inference development", "추론 개발", ("business", "data", "evaluate"), ("package",),
           deliverables=(Deliverable("deployment_package", "Deployment package", "배포 모델 패키지"),),
           gates=("parity", "replay", "latency"), reenter="develop"),
+    Stage("09", "integration", "Integration test and deployment", "통합 테스트 및 배포", ("business", "data", "evaluate", "inference"),
+          ("amhs.bento", "deployment.json"), gates=("bento", "contract", "refusals", "acceptance", "replay", "load", "rollback"), reenter="inference",
+          deliverables=(Deliverable("integration_report", "Integration report", "통합 테스트 보고서"),
+                        Deliverable("deployment_record", "Deployment record", "배포 기록서"))),
+    Stage("11", "offline", "Offline inference", "오프라인 추론", (), ("summary.json",), optional=("predictions",), gates=("answered",),
+          deliverables=(Deliverable("prediction_log", "Prediction log", "추론 기록"),)),
 )
 
-# %% ../nbs/lib/19_stages.ipynb #4c3a883d
+# %% ../nbs/lib/19_stages.ipynb #f39aafba
 PIPELINES: dict[str, tuple[str, ...]] = {
-    "develop": ("business", "poc", "prototype", "data", "develop", "train", "evaluate", "inference"),
+    "develop": ("business", "poc", "prototype", "data", "develop", "train", "evaluate", "inference", "integration"),
+    "operate": ("offline",),
 }
 
 # %% ../nbs/lib/19_stages.ipynb #32aa8eeb

@@ -7,15 +7,16 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
-    {"core"}, {"answers", "messages"}, {"config", "client"}, {"pages"}, {"documents"}, {"telemetry"}, {"simulate", "quality", "features", "targets", "rules"}, {"model"},
-    {"evaluate", "plots", "inference"}, {"develop", "deployment", "access"}, {"registry", "store"}, {"package", "serve"}, {"api"},
+    {"core"}, {"answers", "messages", "processes", "load"}, {"config", "client"}, {"pages"}, {"documents"}, {"telemetry"}, {"simulate", "quality", "features", "targets", "rules"}, {"model"},
+    {"evaluate", "plots", "inference"}, {"develop", "deployment", "access"}, {"registry", "store"}, {"package", "serve"}, {"api", "bento", "offline"}, {"integration"},
     {"monitor"}, {"retrain"},
     {"stages"}, {"provenance"}, {"plan"}, {"reports"}, {"compare"}, {"wire"}, {"kernel"}, {"warm"}, {"execute"}, {"runs"},
     {"archive"}, {"grids"}, {"reproduce"}, {"workbench"}, {"serving"}, {"cli"},
 ]
 HOMES = {"mlflow": {"registry"}, "papermill": {"execute"}, "matplotlib": {"plots"}, "bentoml": {"package"},
          "sqlalchemy": {"store"}, "optuna": {"develop"}, "jinja2": {"documents"},
-         "starlette": {"api"}, "httpx": {"client"}, "msgspec": {"messages", "serve", "api", "client"}}
+         "starlette": {"api"}, "httpx": {"client"}, "msgspec": {"messages", "serve", "api", "client", "offline", "integration"},
+         "schemathesis": {"integration"}, "hypothesis": {"integration"}}
 LEVEL = {module: i for i, layer in enumerate(LAYERS) for module in layer}
 
 
