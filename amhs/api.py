@@ -7,7 +7,7 @@ __all__ = ['BODY_WITHIN_S', 'INLINE', 'WAYS', 'Front', 'Metrics', 'read_body', '
            'lines', 'model', 'explain', 'explanation', 'feedback', 'predictions', 'health', 'Way', 'failure',
            'endpoint', 'make_desk', 'create_app', 'openapi']
 
-# %% ../nbs/lib/17_api.ipynb #2d8c9471
+# %% ../nbs/lib/17_api.ipynb #18e8b11a
 import asyncio, gc, time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import msgspec
 from fastcore.basics import patch
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Mount, Route
@@ -453,7 +454,7 @@ WAYS = (
     Way("GET", "/health", health, open=True),
 )
 
-# %% ../nbs/lib/17_api.ipynb #b1de8804
+# %% ../nbs/lib/17_api.ipynb #177d7ffe
 def failure(
     error: AmhsError,
 ) -> Failure:
@@ -466,6 +467,12 @@ def _refusal(status: int, error: AmhsError, front: Front) -> Response:
     front.metrics.of(front.metrics.refused, str(status)).inc()
     more = {"retry-after": "1"} if status in (429, 503) else {"www-authenticate": "Bearer"} if status == 401 else {}
     return Response(_ENCODE(failure(error)), status, more, "application/json")
+
+
+async def _no_way(request: Request, error: HTTPException) -> Response:
+    "A path or method that is not there, in the same form."
+    said = Refused(error.status_code, error.detail.lower(), got=f"{request.method} {request.url.path}"[:200], fix="see /v1/openapi.json")
+    return Response(_ENCODE(failure(said)), error.status_code, error.headers, "application/json")
 
 # %% ../nbs/lib/17_api.ipynb #e69e0ec4
 async def _tried(front: Front, way: Way, request: Request) -> Response:
@@ -535,7 +542,7 @@ async def sweep(self: Front, every_s: float = 600) -> None:
             log.error("what is past its time could not be removed: %s", e)
         await asyncio.sleep(every_s)
 
-# %% ../nbs/lib/17_api.ipynb #84c5bec3
+# %% ../nbs/lib/17_api.ipynb #c3899429
 def make_desk() -> Desk:
     "The desk of this installation, as the settings say."
     return Desk(open_store())
@@ -550,7 +557,7 @@ def create_app(
     routes = [Route(w.path, endpoint(w), methods=[w.method]) for w in WAYS]
     routes += [Route("/openapi.json", _openapi), Route("/docs", _page)] if assets else [Route("/openapi.json", _openapi)]
     routes += [Mount("/assets", StaticFiles(directory=assets))] if assets else []
-    app = Starlette(routes=routes, lifespan=lambda app: _life(app, desk, keys))
+    app = Starlette(routes=routes, lifespan=lambda app: _life(app, desk, keys), exception_handlers={HTTPException: _no_way})
     app.state.front = None
     return app
 

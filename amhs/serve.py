@@ -494,13 +494,13 @@ def offsets_of(
     both = np.array([[found[f"change_{t}_{h}"] for t in TARGETS] for h in horizons])
     return Offsets(both[..., 0], both[..., 1])
 
-# %% ../nbs/lib/16_serve.ipynb #915d10a2
+# %% ../nbs/lib/16_serve.ipynb #d2de7810
 def _levels(levels: np.ndarray, offsets: Offsets | None) -> list[list[Level]]:
     "Levels (horizons, 3) with their intervals; no queue is shorter than nothing."
-    said = np.round(levels, 2).tolist()
+    said = levels.round(2).tolist()
     if offsets is None:
         return [[Level(level) for level in row] for row in said]
-    low, high = (np.round(np.maximum(levels + o, 0.0), 2).tolist() for o in offsets)
+    low, high = (np.maximum(levels + o, 0.0).round(2).tolist() for o in offsets)
     return [[Level(*of) for of in zip(*rows)] for rows in zip(said, low, high)]
 
 # %% ../nbs/lib/16_serve.ipynb #378d5709
@@ -534,14 +534,14 @@ def teller_of(
     shares = [package.facts["class_shares"].get(str(h)) for h in package.horizons]
     return Teller(tuple(package.horizons), shares, *(offsets_of(o, package.horizons) for o in (package.intervals.model, package.intervals.level)))
 
-# %% ../nbs/lib/16_serve.ipynb #128c1c4d
+# %% ../nbs/lib/16_serve.ipynb #c5713e43
 def horizons_of(
     teller: Teller,
     forecast: np.ndarray,  # float32 (1 + 6 * horizons,)
 ) -> list[Horizon]:
     "A forecast as it is told."
     table = forecast[1:].reshape(-1, 6).astype(np.float64)
-    levels, probs = _levels(table[:, :3] + float(forecast[0]), teller.model), np.round(table[:, 3:], 4).tolist()
+    levels, probs = _levels(table[:, :3] + float(forecast[0]), teller.model), table[:, 3:].round(4).tolist()
     exact = table[:, 3:].tolist()
     return [Horizon(h, *levels[i], Surge(CLASSES[class_of(exact[i], teller.shares[i])], *probs[i])) for i, h in enumerate(teller.horizons)]
 
