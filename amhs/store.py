@@ -289,7 +289,7 @@ def _plan(table: sa.Table, dialect: sa.Dialect) -> _Plan:
     compiled = _upsert(table, dialect).compile(dialect=dialect)
     return _Plan(str(compiled), frozenset(table.c.keys()), tuple((n, _coder(table.c[n], dialect)) for n in compiled.positiontup))
 
-# %% ../nbs/lib/15_store.ipynb #6bb74aa6
+# %% ../nbs/lib/15_store.ipynb #ec057f48
 class Store:
     "Observations, predictions, outcomes, feedback and decisions in one database; may be used by several threads."
 
@@ -300,7 +300,8 @@ class Store:
         self._plans = {n: _plan(t, self.engine.dialect) for n, t in _TABLES.tables.items() if n in STORE_TABLES}
         self._newest = str(_NEWEST.compile(dialect=self.engine.dialect))
         self._turn = threading.RLock()  # of writers to a file
-        self._own = threading.local()  # this thread's connection of the driver
+        self.wait_s = wait_s
+        self._own = threading.local()  # this thread's connections of the driver
         self._file = None  # which file it is, to see when another lies in its place
 
     def __repr__(self): return f"Store({self.where})"
@@ -327,15 +328,41 @@ def _session(self: Store, writes: bool = False) -> Iterator[sa.Connection]:
         with connection.begin():
             yield connection
 
-# %% ../nbs/lib/15_store.ipynb #4447b17a
+# %% ../nbs/lib/15_store.ipynb #4ea3a55b
 @patch
-def _direct(self: Store) -> Any:
-    "This thread's connection to the SQLite file."
-    if getattr(self._own, "file", None) != self._file:
+def _direct(self: Store, use: str) -> Any:
+    "This thread's connection to the SQLite file, for reading or for writing."
+    file, connection = getattr(self._own, use, (None, None))
+    if connection is None or file != self._file:
         lent = self.engine.raw_connection()
-        self._own.driver, self._own.file = lent.driver_connection, self._file
+        connection = lent.driver_connection
         lent.detach()
-    return self._own.driver
+        setattr(self._own, use, (self._file, connection))
+    return connection
+
+# %% ../nbs/lib/15_store.ipynb #36cb58d9
+_LOOK_AGAIN_S = 0.0005
+
+
+@patch
+def _begin_writing(self: Store, connection: Any) -> None:
+    "Take the lock of the SQLite file; it is waited for as long as the store waits."
+    connection.execute("PRAGMA busy_timeout=0")
+    deadline = time.monotonic() + self.wait_s
+    while not self._has_lock(connection, time.monotonic() > deadline):
+        time.sleep(_LOOK_AGAIN_S)
+
+# %% ../nbs/lib/15_store.ipynb #b9fbf50d
+@patch
+def _has_lock(self: Store, connection: Any, last: bool) -> bool:
+    "Try to take the lock; held by another, that is an error only the last time."
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        return True
+    except self.engine.dialect.dbapi.OperationalError as e:
+        if last or "locked" not in str(e):
+            raise
+        return False
 
 # %% ../nbs/lib/15_store.ipynb #0d4e48ad
 @patch
@@ -444,14 +471,13 @@ def _commit_server(self: Store, batches: Mapping[str, list[tuple]]) -> None:
         for table, rows in batches.items():
             connection.exec_driver_sql(self._plans[table].sql, rows)
 
-# %% ../nbs/lib/15_store.ipynb #b705a9f1
+# %% ../nbs/lib/15_store.ipynb #a59c3f6a
 @patch
 def _commit_file(self: Store, batches: Mapping[str, list[tuple]]) -> None:
     "The same, to SQLite."
     with self._turn, self._spoken():
         self._still_there()
-        connection = self._direct()
-        connection.execute("BEGIN IMMEDIATE")
+        self._begin_writing(connection := self._direct("writing"))
         try:
             for table, rows in batches.items():
                 connection.executemany(self._plans[table].sql, rows)
@@ -507,13 +533,13 @@ def newest(
     values = np.frombuffer(b"".join([data for _, data in found]), "<f4").reshape(-1, len(COLUMNS))
     return minutes[::-1], values[::-1]
 
-# %% ../nbs/lib/15_store.ipynb #8a9cb0d6
+# %% ../nbs/lib/15_store.ipynb #0b1aafe3
 @patch
 def _newest_rows(self: Store, line: str, sql: str) -> list:
     "Minutes and bytes, newest first."
     if self.is_file:
         with self._spoken():
-            return self._direct().execute(sql, (line,)).fetchall()
+            return self._direct("reading").execute(sql, (line,)).fetchall()
     with self._session() as connection:
         return connection.exec_driver_sql(sql, (line,)).fetchall()
 
