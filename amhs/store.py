@@ -708,16 +708,14 @@ def post(
     "Hand in a row nobody waits for; it is written with the next that is waited for, or a little later."
     self._take(table, row, None)
 
-# %% ../nbs/lib/15_store.ipynb #72286f4b
+# %% ../nbs/lib/15_store.ipynb #6330108f
 @patch
 def _next(self: GroupCommit) -> list:
     "Rows to write now; none: closed."
     with self._turn:
         self._turn.wait_for(lambda: self._rows or self._closed)
         self._turn.wait_for(lambda: self._urgent or self._closed, self.post_s)
-    if self.wait_s and not self._closed:
-        time.sleep(self.wait_s)
-    with self._turn:
+        self._turn.wait_for(lambda: self._closed, self.wait_s)
         found, self._rows, self._urgent = self._rows, [], False
     return found
 

@@ -56,5 +56,6 @@ def fake_package(runs: Path, run_id: str, of: str) -> Path:
     sha = sha256_tree(runs / of / "07_evaluate/artefacts/confirmed_model")
     inputs = {"evaluate": {"run_id": of, "artefacts": {"confirmed_model": {"sha256": sha}}}}
     outputs = {"package": {"sha256": sha256_tree(made), "bytes": 30}}
-    write_json(made.parent.parent / "manifest.json", _manifest(run_id, "08", "inference", "2026-11-25T05:00:00+00:00", {"seed": 0}, inputs=inputs, outputs=outputs))
+    manifest = _manifest(run_id, "08", "inference", "2026-11-25T05:00:00+00:00", {"seed": 0}, inputs=inputs, outputs=outputs)
+    write_json(made.parent.parent / "manifest.json", manifest)
     return made

@@ -301,6 +301,15 @@ def test_the_order_of_handing_in_is_kept(url):
         assert store.newest("HUB1")[1][0, 0] == 299
 
 
+def test_closing_does_not_wait_for_further_rows(file):
+    with open_store(file) as store:
+        begun = time.monotonic()
+        with GroupCommit(store, wait_ms=60_000) as commits:
+            future = commits.put("observations", observation(1))
+        assert future.result(timeout=0) is None and minutes_of(store) == [1]
+        assert time.monotonic() - begun < 30
+
+
 def test_a_post_alone_is_written_soon(url):
     with open_store(url) as store, GroupCommit(store, post_ms=20) as commits:
         commits.post("predictions", prediction(1))
