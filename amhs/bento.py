@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SERVED', 'needed', 'reduced_lock', 'build_bento', 'unpack_bento', 'bento_contents', 'bento_problems', 'bento_hash']
 
-# %% ../nbs/lib/17_bento.ipynb #a13fc6c1
-import os, re, shutil, subprocess, sys, tarfile
+# %% ../nbs/lib/17_bento.ipynb #b6a52f64
+import lzma, os, re, shutil, subprocess, sys, tarfile
 from collections.abc import Iterable, Iterator
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, requires
@@ -68,7 +68,7 @@ def reduced_lock(
     blocks = re.split(r"\n(?=\S)", lock.strip())
     return "\n".join(b for b in blocks if _plain(re.match(r"[\w.-]+", b)[0]) in names) + "\n"
 
-# %% ../nbs/lib/17_bento.ipynb #9ed0db7c
+# %% ../nbs/lib/17_bento.ipynb #e379b104
 def _lay_out(folder: Path, package: Package) -> str:
     "Copy what goes into a Bento; gives its version: that of the package, and eight digits of the code's."
     root, spec = project_root(), read_yaml(project_root() / "bentofile.yaml")
@@ -79,7 +79,7 @@ def _lay_out(folder: Path, package: Package) -> str:
     (folder / "README.md").write_text(package.card, encoding="utf-8")
     (folder / "requirements.lock").write_text(reduced_lock((root / "requirements.lock").read_text(), needed()))
     _deploy_inside(folder / "data/deployed", package)
-    spec |= {"include": [*spec["include"], "data/deployed/**"]}
+    spec |= {"include": [*spec["include"], "requirements.lock", "data/deployed/**"]}
     (folder / "bentofile.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
     return f"{package.version}-{sha256_json({p.relative_to(root).as_posix(): sha256_file(p) for p in files})[:8]}"
 
@@ -116,7 +116,7 @@ def build_bento(
             shutil.copyfile(Path(tmp) / "amhs.bento", final)
     return tag
 
-# %% ../nbs/lib/17_bento.ipynb #0a3cb00b
+# %% ../nbs/lib/17_bento.ipynb #21326d58
 def unpack_bento(
     file: Path | str,  # from `build_bento`
     folder: Path | str,  # new
@@ -126,7 +126,7 @@ def unpack_bento(
     try:
         with tarfile.open(file) as archive, atomic_path(folder) as tmp:
             archive.extractall(tmp, filter="data")
-    except (OSError, tarfile.TarError) as e:
+    except (OSError, EOFError, lzma.LZMAError, tarfile.TarError) as e:
         raise InputError("this is no Bento", got=str(file), fix=str(e)) from None
     return folder
 

@@ -9,7 +9,7 @@ __all__ = ['CHECKS', 'STALENESS_OFF', 'Running', 'running', 'ask_raw', 'Case', '
            'refused_share', 'twin', 'previous_package', 'wait_for', 'rehearse', 'rehearsal_table', 'decide_role',
            'put_in_place', 'line_table', 'decision_table']
 
-# %% ../nbs/lib/18_integration.ipynb #d3a21068
+# %% ../nbs/lib/18_integration.ipynb #17232a90
 import json, os, shutil, sys, time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -35,7 +35,7 @@ from .load import Offered
 from .messages import Answer, Window
 from .offline import score_rows
 from .processes import Child, free_port
-from .serve import horizons_of
+from .serve import Teller, horizons_of, teller_of
 from .store import observation_rows, open_store
 
 # %% ../nbs/lib/18_integration.ipynb #1f956d3f
@@ -215,7 +215,7 @@ def _told(error: Exception, case: Any) -> str:
     failures = getattr(error, "exceptions", (error,))
     return "; ".join(f"{getattr(f, 'title', '')}: {getattr(f, 'message', f)}" for f in failures)[:300] + f" ({case.method} {case.formatted_path})"
 
-# %% ../nbs/lib/18_integration.ipynb #bf6bd6ef
+# %% ../nbs/lib/18_integration.ipynb #e2e2d73b
 class _Trial:
     "Requests of one operation, counted."
 
@@ -226,7 +226,7 @@ class _Trial:
         from schemathesis.checks import CHECKS as known
         from schemathesis.core.failures import Failure, FailureGroup
 
-        if time.monotonic() > self.until:
+        if time.monotonic() > self.until or "%0A" in case.formatted_path:
             return
         for _ in range(20):  # a busy service says 503 and is asked again
             said = case.call(base_url=self.service.url, headers={"authorization": f"Bearer {self.service.key}"}, timeout=20)
@@ -424,18 +424,18 @@ def split_history(
     line = moved_to(line.reset_index(drop=True), now)
     return line.iloc[:-minutes].reset_index(drop=True), line.iloc[-minutes:].reset_index(drop=True)
 
-# %% ../nbs/lib/18_integration.ipynb #16273702
-def _as_told(package: Package, row: Mapping, forecast: np.ndarray, hybrid: str) -> tuple:
+# %% ../nbs/lib/18_integration.ipynb #0ca890e3
+def _as_told(teller: Teller, row: Mapping, forecast: np.ndarray) -> tuple:
     "What a service says about a minute, as offline inference knows it."
     score = None if not np.isfinite(row["score"]) else round(float(row["score"]), 2)
-    return horizons_of(package, forecast), bool(row["alarm"]), row["by"], row["source"], tuple(filter(None, row["fired"].split(", "))), score
+    return horizons_of(teller, forecast), bool(row["alarm"]), row["by"], row["source"], tuple(filter(None, row["fired"].split(", "))), score
 
 
 def _said(answer: Answer) -> tuple:
     "The same of an answer."
     return answer.horizons, answer.alarm.on, answer.alarm.by, answer.source, tuple(answer.alarm.rules), answer.alarm.score
 
-# %% ../nbs/lib/18_integration.ipynb #ee97b0ee
+# %% ../nbs/lib/18_integration.ipynb #df4297ac
 def replay(
     service: Running,  # has observed what came before
     package: Package,
@@ -444,13 +444,13 @@ def replay(
 ) -> pd.DataFrame:  # one row per minute: status, source, same
     "Send a history row by row, and compare every answer with offline inference."
     line, columns = str(day["line"].iloc[0]), [c for c in day if c not in ("line", "timestamp", "filled")]
-    hybrid = read_deployment(service.deployed).lines[line].hybrid
+    hybrid, teller = read_deployment(service.deployed).lines[line].hybrid, teller_of(package)
     known = score_rows(package, pd.concat([before, day], ignore_index=True), hybrid).tail(len(day))
     forecasts, service.client.http.headers["connection"], rows = known[package.columns].to_numpy("float32"), "close", []
     for i, (row, values) in enumerate(zip(known.to_dict("records"), day[columns].to_numpy(float).tolist(), strict=True)):
         numbers = {c: None if v != v else v for c, v in zip(columns, values, strict=True)}
         receipt = service.client.observe(line, day["timestamp"].iloc[i].to_pydatetime(), numbers)
-        wanted = None if row["source"] == "rules" and np.isnan(forecasts[i, 0]) else _as_told(package, row, forecasts[i], hybrid)
+        wanted = None if row["source"] == "rules" and np.isnan(forecasts[i, 0]) else _as_told(teller, row, forecasts[i])
         same = receipt.answer.source == "rules" if wanted is None else _said(receipt.answer) == wanted
         rows.append({"status": receipt.status, "source": receipt.answer.source, "same": same})
     return pd.DataFrame(rows, pd.Index(day["timestamp"], name="timestamp"))

@@ -7,7 +7,7 @@ __all__ = ['DAYS_AT_ONCE', 'forecast_rows', 'scores_of', 'decide_rows', 'score_r
            'score_line', 'read_predictions', 'answers_of', 'read_source', 'packages_for', 'score_period',
            'episode_table', 'source_table']
 
-# %% ../nbs/lib/17_offline.ipynb #f1c48484
+# %% ../nbs/lib/17_offline.ipynb #7858ca42
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ from .features import build_features
 from .inference import Package, load_package
 from .messages import Alarm, Answer, Reason
 from .rules import SEVERITIES, apply_rules, hybrid_score
-from .serve import horizons_of, level_horizons, moment_of, prediction_row
+from .serve import horizons_of, level_horizons, moment_of, prediction_row, teller_of
 from .store import Store, open_store, telemetry_of
 from .telemetry import minute_numbers
 
@@ -227,7 +227,7 @@ def read_predictions(
         raise InputError("no predictions here", got=str(out), fix="score a period first: amhs run operate")
     return pd.concat([pq.ParquetFile(p).read().to_pandas() for p in found], ignore_index=True).set_index(["line", "timestamp"]).sort_index()
 
-# %% ../nbs/lib/17_offline.ipynb #e56ddf6d
+# %% ../nbs/lib/17_offline.ipynb #09b909b4
 def _alarm_of(package: Package, row: Mapping, hybrid: str) -> Alarm:
     "A row's decision as it is told."
     score = None if not np.isfinite(row["score"]) else round(float(row["score"]), 2)
@@ -245,10 +245,10 @@ def answers_of(
 ) -> Iterator[dict]:  # rows of the store's table predictions
     "Scored rows as the answers they stand for."
     forecasts, minutes = scored[package.columns].to_numpy("float32"), minute_numbers(telemetry).tolist()
-    now = telemetry["hub_jobs"].to_numpy("float64")
+    now, teller = telemetry["hub_jobs"].to_numpy("float64"), teller_of(package)
     for i, ((line, _), row) in enumerate(zip(scored.index, scored.to_dict("records"), strict=True)):
         known = not np.isnan(forecasts[i, 0])
-        told = horizons_of(package, forecasts[i]) if known else level_horizons(package, float(now[i]))
+        told = horizons_of(teller, forecasts[i]) if known else level_horizons(teller, float(now[i]))
         at = moment_of(minutes[i])
         name = sha256(f"{package.version} {hybrid} {line} {minutes[i]}".encode()).hexdigest()[:32]
         answer = Answer(name, line, at, made, at, row["source"], package.version, "offline", float(forecasts[i, 0] if known else now[i]), told,

@@ -8,6 +8,7 @@ set -u
 WANTED=(
   "chromium:chromium:tests/test_lab.py drives JupyterLab in it"
   "initdb:postgresql:tests/test_store.py starts a server of its own"
+  "promtool:prometheus:tests/test_deploy_files.py has the scrape configuration checked by it"
 )
 LIMIT_S=${LIMIT_S:-300} # for each call of apt-get
 
