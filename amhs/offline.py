@@ -134,7 +134,7 @@ def _origin(package: Package, hybrid: str, reasons: int, rows: pd.DataFrame) -> 
         data.update(np.ascontiguousarray(rows[name].array.asi8 if name == "timestamp" else rows[name].to_numpy()).tobytes())
     return {"package": package.version, "hybrid": hybrid, "reasons": str(reasons), "telemetry": data.hexdigest()}
 
-# %% ../nbs/lib/17_offline.ipynb #14dada53
+# %% ../nbs/lib/17_offline.ipynb #fe5f852a
 def _is_done(path: Path, origin: Mapping[str, str]) -> bool:
     "Whether a file is there that was made from the same."
     if not path.is_file():
@@ -146,9 +146,10 @@ def _is_done(path: Path, origin: Mapping[str, str]) -> bool:
 def _write_day(path: Path, table: pd.DataFrame, origin: Mapping[str, str]) -> None:
     "Write a day's predictions."
     path.parent.mkdir(parents=True, exist_ok=True)
-    made = pa.Table.from_pandas(table.reset_index(), preserve_index=False)
+    flat = table.reset_index()
+    values = {n: pa.array(flat[n].array.asi8, pa.timestamp("us", "UTC")) if n == "timestamp" else pa.array(flat[n], from_pandas=True) for n in flat}
     with atomic_path(path) as tmp:
-        pq.write_table(made.replace_schema_metadata({**(made.schema.metadata or {}), **origin}), tmp, compression="zstd")
+        pq.write_table(pa.table(values).replace_schema_metadata(dict(origin)), tmp, compression="zstd")
 
 # %% ../nbs/lib/17_offline.ipynb #5f744560
 @dataclass(frozen=True)
