@@ -25,15 +25,15 @@ from .inference import Package, load_package
 SERVED = ("bentoml", "msgspec", "uvloop", "httptools", "sqlalchemy", "psycopg", "psycopg-binary", "prometheus-client", "pandas", "pyarrow",
           "numba", "scipy", "scikit-learn", "xgboost-cpu", "onnxruntime", "onnx", "pydantic", "pyyaml", "fastcore", "typer", "rich", "tzdata")
 
-# %% ../nbs/lib/17_bento.ipynb #1ed4201d
+# %% ../nbs/lib/17_bento.ipynb #ef702d8a
 _LINUX = {"extra": "", "sys_platform": "linux", "platform_system": "Linux", "os_name": "posix"}
 
-
+# %% ../nbs/lib/17_bento.ipynb #8cfd7e98
 def _plain(name: str) -> str:
     "A distribution's name as indexes spell it."
     return re.sub(r"[-_.]+", "-", name).lower()
 
-
+# %% ../nbs/lib/17_bento.ipynb #5254a05a
 def _asked_by(name: str) -> Iterator[str]:
     "What a distribution asks for on Linux."
     from packaging.requirements import Requirement
@@ -142,11 +142,11 @@ def bento_contents(
         rows.setdefault(name, []).append(file.stat().st_size)
     return pd.DataFrame({n: {"files": len(s), "kb": sum(s) / 1024} for n, s in rows.items()}).T.rename_axis("part").astype({"files": int})
 
-# %% ../nbs/lib/17_bento.ipynb #aeff7eab
+# %% ../nbs/lib/17_bento.ipynb #0e23f669
 _NO_FILES = re.compile(r"(api_keys|\.env|\.sqlite|\.pkl|\.pickle|\.joblib|\.key|\.pem|\.ipynb)(\.json)?$|id_rsa|history\.jsonl")
 _NO_TEXT = re.compile(rb"--(extra-)?index-url|amhs_[0-9a-f]{8}_[0-9a-f]{64}|BEGIN [A-Z ]*PRIVATE KEY|://[^/\s:\"'{]+:[^@\s\"'{]+@")
 
-
+# %% ../nbs/lib/17_bento.ipynb #2968ddb6
 def bento_problems(
     folder: Path | str,  # from `unpack_bento`
     words: Iterable[str] = (),  # that must not be in it, besides this project's folder and the user's

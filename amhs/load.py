@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from fastcore.basics import patch
 
-# %% ../nbs/lib/12_load.ipynb #65fbbaf6
+# %% ../nbs/lib/12_load.ipynb #41081b63
 class Connection(asyncio.Protocol):
     "One keep-alive connection, one request at a time."
 
@@ -24,7 +24,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport):
         self.transport = transport
-        self.load.free(self)
+        self.load._free(self)
 
     def send(self, due: float):
         self.due = due
@@ -34,10 +34,10 @@ class Connection(asyncio.Protocol):
         self.buffer += data
         if (length := _length(self.buffer)) and len(self.buffer) >= length:
             status, self.buffer = self.buffer[9:12].decode(), b""
-            self.load.answered(self, status)
+            self.load._answered(self, status)
 
     def connection_lost(self, error):
-        self.load.lost(self)
+        self.load._lost(self)
 
 # %% ../nbs/lib/12_load.ipynb #af874e1f
 def _length(answer: bytes) -> int:
@@ -63,28 +63,38 @@ class Load:
         self.idle, self.waiting = deque(), deque()
         self.latency, self.statuses, self.sent, self.ending = {}, Counter(), 0, False
 
-# %% ../nbs/lib/12_load.ipynb #23eee17d
+# %% ../nbs/lib/12_load.ipynb #c566f4ea
 @patch
-def free(self: Load, connection: Connection) -> None:
+def _free(
+    self: Load,
+    connection: Connection,  # without a request
+) -> None:
     "Give a connection the request that waits longest, if one does."
     if self.waiting:
         connection.send(self.waiting.popleft())
     else:
         self.idle.append(connection)
 
-
+# %% ../nbs/lib/12_load.ipynb #fff5af44
 @patch
-def answered(self: Load, connection: Connection, status: str) -> None:
+def _answered(
+    self: Load,
+    connection: Connection,  # that got it
+    status: str,  # of HTTP
+) -> None:
     "Note an answer."
     self.statuses[status] += 1
     self.latency.setdefault(status, []).append(self.loop.time() - connection.due)
     connection.due = None
-    self.free(connection)
-    self.check()
+    self._free(connection)
+    self._check()
 
-# %% ../nbs/lib/12_load.ipynb #4200d5c1
+# %% ../nbs/lib/12_load.ipynb #402b42e7
 @patch
-def lost(self: Load, connection: Connection) -> None:
+def _lost(
+    self: Load,
+    connection: Connection,  # that was closed
+) -> None:
     "Note a closed connection."
     with suppress(ValueError):
         self.idle.remove(connection)
@@ -93,11 +103,11 @@ def lost(self: Load, connection: Connection) -> None:
         connection.due = None
     if not self.ending:
         self.loop.create_task(self.connect())
-    self.check()
+    self._check()
 
-
+# %% ../nbs/lib/12_load.ipynb #e5c9af53
 @patch
-def check(self: Load) -> None:
+def _check(self: Load) -> None:
     "See whether everything was answered."
     if self.sent == len(self.times) and sum(self.statuses.values()) == self.sent:
         self.finished.set()
@@ -113,13 +123,13 @@ async def connect(self: Load) -> None:
         except OSError:
             await asyncio.sleep(0.05)
 
-# %% ../nbs/lib/12_load.ipynb #cc0e0f18
+# %% ../nbs/lib/12_load.ipynb #6b779b7e
 @patch
 async def run(
     self: Load,
-    connections: int = 64,
+    connections: int = 64,  # open at the same time
     patience_s: float = 10.0,  # for the last answers
-) -> dict:  # see `report`
+) -> dict:  # offered_per_s, answered_per_s, statuses, p50_ms … max_ms, seconds
     "Send everything at its time and wait for the answers."
     self.loop, self.finished = asyncio.get_running_loop(), asyncio.Event()
     opened = [asyncio.ensure_future(self.connect()) for _ in range(connections)]
@@ -130,7 +140,7 @@ async def run(
         await asyncio.wait_for(self.finished.wait(), patience_s)
     self.statuses["unanswered"] += self.sent - sum(self.statuses.values())
     took, self.ending = self.loop.time() - began, True
-    return self.report(took)
+    return self._report(took)
 
 # %% ../nbs/lib/12_load.ipynb #3f2e4c27
 @patch
@@ -147,11 +157,11 @@ async def _send_all(self: Load, began: float) -> None:
                 self.waiting.append(due)
         await asyncio.sleep(0.0005)
 
-# %% ../nbs/lib/12_load.ipynb #57891841
+# %% ../nbs/lib/12_load.ipynb #c91f011b
 @patch
-def report(
+def _report(
     self: Load,
-    took_s: float,
+    took_s: float,  # since the first request
 ) -> dict:  # offered and answered per second, statuses, quantiles of the latency of what was answered with 200, ms
     "What came of it."
     good = 1000 * np.array(self.latency.get("200", [math.nan]))
@@ -160,21 +170,21 @@ def report(
     return {"offered_per_s": len(self.times) / float(self.times[-1]), "answered_per_s": self.statuses["200"] / took_s, "statuses": statuses,
             "p50_ms": p50, "p95_ms": p95, "p99_ms": p99, "max_ms": float(good.max()), "seconds": took_s}
 
-# %% ../nbs/lib/12_load.ipynb #17499d4f
+# %% ../nbs/lib/12_load.ipynb #054a668a
 def poisson_times(
     rate: float,  # requests a second, on average
-    seconds: float,
-    seed: int = 0,
+    seconds: float,  # it lasts
+    seed: int = 0,  # of the random times
 ) -> np.ndarray:  # seconds, ascending
     "Random times, as of callers who do not know of one another."
     return np.cumsum(np.random.default_rng(seed).exponential(1 / rate, max(int(rate * seconds), 1)))
 
-# %% ../nbs/lib/12_load.ipynb #30ce74b8
+# %% ../nbs/lib/12_load.ipynb #2801264f
 def request_bytes(
-    url: str,
+    url: str,  # what is asked
     body: bytes,  # nothing: a GET
     key: str = "",  # of the service
-    content_type: str = "application/json",
+    content_type: str = "application/json",  # of the body
 ) -> bytes:  # head and body
     "A request as it goes over the wire."
     to = urlsplit(url)
@@ -206,7 +216,7 @@ def main(
     load = Load(request_bytes(args.url, body, args.key, args.content_type), poisson_times(args.rate, args.seconds, args.seed), url.hostname, url.port)
     print(json.dumps(uvloop.run(load.run(args.connections, args.patience))), flush=True)
 
-# %% ../nbs/lib/12_load.ipynb #140cff13
+# %% ../nbs/lib/12_load.ipynb #288d990b
 class Offered:
     "A load in a process of its own."
 
@@ -222,6 +232,6 @@ class Offered:
     def __enter__(self): return self
     def __exit__(self, *_): self.process.kill() or self.process.wait()
 
-    def result(self) -> dict:  # as `Load.report` says
+    def result(self) -> dict:  # as `Load.run` says
         "Wait for the end, and tell."
         return json.loads(self.process.communicate()[0])

@@ -36,9 +36,9 @@ from .serve import horizons_of, level_horizons, moment_of, prediction_row, telle
 from .store import Store, open_store, telemetry_of
 from .telemetry import minute_numbers
 
-# %% ../nbs/lib/17_offline.ipynb #e356c3e4
+# %% ../nbs/lib/17_offline.ipynb #29f51778
 def forecast_rows(
-    package: Package,
+    package: Package,  # loaded
     telemetry: pd.DataFrame,  # line, timestamp and columns of the schema
     threads: int = 1,  # that the rows are shared out among
 ) -> pd.DataFrame:  # index (line, timestamp) of the telemetry; a forecast's columns, NaN where there are no features
@@ -49,9 +49,9 @@ def forecast_rows(
     x = np.ascontiguousarray(features[list(package.engine.features)], "float32")
     return pd.DataFrame(package.forecasts(x, threads), features.index, package.columns, copy=False).reindex(index)
 
-# %% ../nbs/lib/17_offline.ipynb #909d4777
+# %% ../nbs/lib/17_offline.ipynb #0607a6f5
 def scores_of(
-    package: Package,
+    package: Package,  # loaded
     forecast: pd.DataFrame,  # from `forecast_rows`
 ) -> pd.Series:  # jobs; -inf while the hub is above the surge level, NaN without a forecast
     "The highest level that each forecast foresees."
@@ -68,10 +68,10 @@ def _held(score: np.ndarray, limit: float, width: float) -> np.ndarray:
     last = np.maximum.accumulate(np.where(sign != 0, np.arange(len(sign)), 0))
     return sign[last] > 0
 
-# %% ../nbs/lib/17_offline.ipynb #9696b5cd
+# %% ../nbs/lib/17_offline.ipynb #2dd1f319
 def decide_rows(
-    package: Package,
-    telemetry: pd.DataFrame,
+    package: Package,  # loaded
+    telemetry: pd.DataFrame,  # line, timestamp and columns of the schema
     forecast: pd.DataFrame,  # from `forecast_rows`
     hybrid: str = "rules_first",  # how rules and model are combined
 ) -> pd.DataFrame:  # same index: alarm, by, score, fired, severity
@@ -83,18 +83,18 @@ def decide_rows(
     alarm = moved["score"].groupby(level=0, sort=False).transform(lambda s: _held(s.to_numpy(), limit, width)).astype(bool)
     return pd.DataFrame({"alarm": alarm, "by": moved["by"], "score": scores, "fired": moved["fired"], "severity": found["severity"]}, forecast.index)
 
-# %% ../nbs/lib/17_offline.ipynb #4bfc8dc4
+# %% ../nbs/lib/17_offline.ipynb #86dcfb0c
 def _sources(forecast: pd.DataFrame, hybrid: str) -> np.ndarray:
     "Where each row comes from, in the service's words."
     said = {"model": "model", "rules": "rules", "shadow": "rules"}.get(hybrid, "hybrid")
     return np.where(forecast["now"].isna(), "rules", said)
 
-
+# %% ../nbs/lib/17_offline.ipynb #11cbed86
 def score_rows(
-    package: Package,
-    telemetry: pd.DataFrame,
-    hybrid: str = "rules_first",
-    threads: int = 1,
+    package: Package,  # loaded
+    telemetry: pd.DataFrame,  # line, timestamp and columns of the schema
+    hybrid: str = "rules_first",  # how rules and model are combined
+    threads: int = 1,  # that the rows are shared out among
 ) -> pd.DataFrame:  # index (line, timestamp); forecast, class per horizon, alarm, by, score, fired, severity, source
     "Forecast and decide every minute."
     forecast = forecast_rows(package, telemetry, threads)
@@ -104,10 +104,10 @@ def score_rows(
     decided = decide_rows(package, telemetry, forecast, hybrid)
     return pd.concat([forecast, named, decided], axis=1).assign(source=_sources(forecast, hybrid))
 
-# %% ../nbs/lib/17_offline.ipynb #d9e57399
+# %% ../nbs/lib/17_offline.ipynb #dcfaf890
 def reason_rows(
-    package: Package,
-    telemetry: pd.DataFrame,
+    package: Package,  # loaded
+    telemetry: pd.DataFrame,  # line, timestamp and columns of the schema
     scored: pd.DataFrame,  # from `score_rows`
     n: int = 3,  # contributions named
 ) -> pd.Series:  # JSON text [[feature, jobs], …]; empty where there is no alarm of a model's forecast
@@ -121,12 +121,12 @@ def reason_rows(
         text[rows] = [json.dumps([(f, round(jobs, 2)) for f, jobs in found]) for found in named]
     return text
 
-# %% ../nbs/lib/17_offline.ipynb #8529eaa6
+# %% ../nbs/lib/17_offline.ipynb #ee9cac89
 def _day_path(out: Path, line: str, day: str) -> Path:
     "Where the predictions of a line and day live."
     return out / f"line={quote(line, safe='')}/day={day}/predictions.parquet"
 
-
+# %% ../nbs/lib/17_offline.ipynb #e468b633
 def _origin(package: Package, hybrid: str, reasons: int, rows: pd.DataFrame) -> dict[str, str]:
     "What a file is made from."
     data = sha256(",".join(rows.columns).encode())
@@ -134,7 +134,7 @@ def _origin(package: Package, hybrid: str, reasons: int, rows: pd.DataFrame) -> 
         data.update(np.ascontiguousarray(rows[name].array.asi8 if name == "timestamp" else rows[name].to_numpy()).tobytes())
     return {"package": package.version, "hybrid": hybrid, "reasons": str(reasons), "telemetry": data.hexdigest()}
 
-# %% ../nbs/lib/17_offline.ipynb #fe5f852a
+# %% ../nbs/lib/17_offline.ipynb #5254d86c
 def _is_done(path: Path, origin: Mapping[str, str]) -> bool:
     "Whether a file is there that was made from the same."
     if not path.is_file():
@@ -142,7 +142,7 @@ def _is_done(path: Path, origin: Mapping[str, str]) -> bool:
     known = pq.read_schema(path).metadata or {}
     return all(known.get(k.encode()) == v.encode() for k, v in origin.items())
 
-
+# %% ../nbs/lib/17_offline.ipynb #9c23f6c3
 def _write_day(path: Path, table: pd.DataFrame, origin: Mapping[str, str]) -> None:
     "Write a day's predictions."
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -151,7 +151,7 @@ def _write_day(path: Path, table: pd.DataFrame, origin: Mapping[str, str]) -> No
     with atomic_path(path) as tmp:
         pq.write_table(pa.table(values).replace_schema_metadata(dict(origin)), tmp, compression="zstd")
 
-# %% ../nbs/lib/17_offline.ipynb #5f744560
+# %% ../nbs/lib/17_offline.ipynb #fb4e0254
 @dataclass(frozen=True)
 class Day:
     "A line's day that is to be scored."
@@ -162,7 +162,7 @@ class Day:
     end: int  # position after its last row
     back: int  # position of the first row its features look at
 
-
+# %% ../nbs/lib/17_offline.ipynb #20ec4701
 def days_of(
     telemetry: pd.DataFrame,  # of one line, ascending
     memory_min: int,  # minutes that features look back
@@ -175,10 +175,10 @@ def days_of(
     back = np.searchsorted(minute, minute[first] - memory_min)
     return [Day(line, f"{moment_of(1440 * int(number[f])):%Y-%m-%d}", f, e, b) for f, e, b in zip(first.tolist(), ends, back.tolist(), strict=True)]
 
-# %% ../nbs/lib/17_offline.ipynb #877cdd15
+# %% ../nbs/lib/17_offline.ipynb #8fddb00d
 DAYS_AT_ONCE = 45
 
-
+# %% ../nbs/lib/17_offline.ipynb #60528e65
 def _together(days: list[Day]) -> Iterator[list[Day]]:
     "Days that follow one another, in groups."
     group: list[Day] = []
@@ -190,13 +190,13 @@ def _together(days: list[Day]) -> Iterator[list[Day]]:
     if group:
         yield group
 
-# %% ../nbs/lib/17_offline.ipynb #05aa6994
+# %% ../nbs/lib/17_offline.ipynb #d1160ee9
 def score_line(
-    package: Package,
+    package: Package,  # loaded
     telemetry: pd.DataFrame,  # of one line
     out: Path | str,  # folder of predictions
-    hybrid: str = "rules_first",
-    threads: int = 1,
+    hybrid: str = "rules_first",  # how rules and model are combined
+    threads: int = 1,  # that the rows are shared out among
     reasons: int = 0,  # contributions named with each alarm
     wrote: Callable[[pd.DataFrame], object] = lambda table: None,  # told of every day that was written
 ) -> dict:  # days, done before, rows, alarms
@@ -228,7 +228,7 @@ def read_predictions(
         raise InputError("no predictions here", got=str(out), fix="score a period first: amhs run operate")
     return pd.concat([pq.ParquetFile(p).read().to_pandas() for p in found], ignore_index=True).set_index(["line", "timestamp"]).sort_index()
 
-# %% ../nbs/lib/17_offline.ipynb #09b909b4
+# %% ../nbs/lib/17_offline.ipynb #217be144
 def _alarm_of(package: Package, row: Mapping, hybrid: str) -> Alarm:
     "A row's decision as it is told."
     score = None if not np.isfinite(row["score"]) else round(float(row["score"]), 2)
@@ -236,12 +236,12 @@ def _alarm_of(package: Package, row: Mapping, hybrid: str) -> Alarm:
     fired = row["fired"].split(", ") if row["fired"] else []
     return Alarm(bool(row["alarm"]), row["by"], hybrid, package.alarm.threshold, score, SEVERITIES[int(row["severity"])], fired, reasons)
 
-
+# %% ../nbs/lib/17_offline.ipynb #583ace23
 def answers_of(
-    package: Package,
+    package: Package,  # loaded
     scored: pd.DataFrame,  # from `score_rows`
     telemetry: pd.DataFrame,  # the same rows
-    hybrid: str,
+    hybrid: str,  # how rules and model are combined
     made: datetime,  # when, with its zone
 ) -> Iterator[dict]:  # rows of the store's table predictions
     "Scored rows as the answers they stand for."
@@ -256,9 +256,9 @@ def answers_of(
                         _alarm_of(package, row, hybrid))
         yield prediction_row(answer, msgspec.json.encode(answer))
 
-# %% ../nbs/lib/17_offline.ipynb #5a00a18c
+# %% ../nbs/lib/17_offline.ipynb #ce63e795
 def read_source(
-    params: OfflineParams,
+    params: OfflineParams,  # of stage 11
     folder: Path | str,  # where imported files become a data set
 ) -> pd.DataFrame:  # telemetry, cut to the lines and the period wanted
     "The telemetry of a period."
@@ -276,9 +276,9 @@ def read_source(
         raise InputError("nothing to score", got=params.source, fix="widen the period, or name another source: simulate, or a path")
     return found.reset_index(drop=True)
 
-# %% ../nbs/lib/17_offline.ipynb #266f250e
+# %% ../nbs/lib/17_offline.ipynb #f50000ed
 def packages_for(
-    lines: Iterable[str],
+    lines: Iterable[str],  # hubs
     params: OfflineParams,  # says which package, which pattern
     folder: Path | str | None = None,  # of deployments; None: the settings'
 ) -> dict[str, tuple[Package, str]]:  # line -> package and pattern; lines nobody answers for are left out
@@ -300,15 +300,15 @@ def _to_store(store: Store | None, package: Package, telemetry: pd.DataFrame, hy
         rows = telemetry.set_index(["line", "timestamp"]).loc[part.index].reset_index()
         store.write("predictions", answers_of(package, part, rows, hybrid, made))
 
-# %% ../nbs/lib/17_offline.ipynb #9115729b
+# %% ../nbs/lib/17_offline.ipynb #a8396ec4
 def score_period(
     telemetry: pd.DataFrame,  # from `read_source`
     packages: Mapping[str, tuple[Package, str]],  # from `packages_for`
-    params: OfflineParams,
+    params: OfflineParams,  # of stage 11
     out: Path | str,  # folder of predictions
     store: Store | None = None,  # gets them, too
     clock: Callable[[], float] = perf_counter,  # seconds
-    now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    now: Callable[[], datetime] = lambda: datetime.now(UTC),  # the clock
 ) -> pd.DataFrame:  # one row per line: package, days, done_before, rows, alarms, seconds
     "Score a period, line after line."
     found = {}

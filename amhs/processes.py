@@ -43,9 +43,9 @@ def end_all(
                 process.kill()
         psutil.wait_procs(left, patience_s)
 
-# %% ../nbs/lib/12_processes.ipynb #0807e0c8
+# %% ../nbs/lib/12_processes.ipynb #5c70aa4e
 def guard(
-    command: Sequence[str],
+    command: Sequence[str],  # and its arguments
     watched: int = 0,  # file that ends when nobody needs the command any more; 0: standard input
 ) -> int:  # the command's exit status; 143: it was ended
     "Run a command as long as somebody holds the other end."
@@ -94,13 +94,13 @@ def _answers(url: str) -> bool:
     except (HTTPError, URLError, OSError):
         return False
 
-# %% ../nbs/lib/12_processes.ipynb #2c1ad2e1
+# %% ../nbs/lib/12_processes.ipynb #e6681039
 @patch
 def wait_ready(
     self: Child,
     url: str,  # answers 200 when it is ready
-    within_s: float = 60.0,
-    clock: Callable[[], float] = time.perf_counter,
+    within_s: float = 60.0,  # it must have happened
+    clock: Callable[[], float] = time.perf_counter,  # seconds
 ) -> float:  # seconds it took
     "Wait until a server is ready; says what it wrote if it will not be."
     began = clock()

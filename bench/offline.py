@@ -49,8 +49,8 @@ def bench(days: int, trees: int, threads: int) -> list[dict]:
         busy = os.getloadavg()[0]
         first = seconds(lambda: score_line(package, rows, home / "out", threads=threads))
         again = seconds(lambda: score_line(package, rows, home / "out", threads=threads))
-        alone = one_by_one(home, packed, rows, 300)
-    return [figure("trees", float(package.forecaster.info["trees"]), ""), figure("rows", float(len(rows)), "rows"),
+        alone, grown = one_by_one(home, packed, rows, 300), float(package.forecaster.info["trees"])
+    return [figure("trees", grown, ""), figure("rows", float(len(rows)), "rows"),
             figure("threads", float(threads), ""), figure("load of the machine when it began", busy, "processes"),
             figure("from telemetry to files", first, "s", "<= 20 (180 days, two free cores)", first <= 20 if days == 180 else None),
             figure("rows a second", len(rows) / first, "rows/s"), figure("once more, all done", again, "s"),
