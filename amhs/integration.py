@@ -54,7 +54,7 @@ class Running:
         "Its folder of deployments."
         return self.home / "deployed"
 
-# %% ../nbs/lib/18_integration.ipynb #ef6fec57
+# %% ../nbs/lib/18_integration.ipynb #3da874ea
 def _furnish(bento: Path, home: Path, serving: Mapping[str, Any]) -> str:
     "Make the folder a service lives in; gives a key."
     shutil.copytree(bento / "src/params", home / "params")
@@ -63,7 +63,7 @@ def _furnish(bento: Path, home: Path, serving: Mapping[str, Any]) -> str:
     told.write_text(yaml.safe_dump(read_yaml(told) | dict(serving)))
     return add_key("integration test", home / "keys.json")
 
-
+# %% ../nbs/lib/18_integration.ipynb #ec5ffb81
 def _environment(bento: Path, home: Path, workers: int) -> dict[str, str]:
     "The environment of the service: nothing of the caller's own AMHS settings, no code but the Bento's."
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("AMHS_", "BENTOML_", "PYTHON", "PROMETHEUS"))}
@@ -97,12 +97,12 @@ def running(
         with Client(url, key, timeout_s=10, tries=50, wait_s=0.02, sleep=lambda s: time.sleep(min(s, 0.1))) as client:
             yield Running(url, key, home, ready_s, client)
 
-# %% ../nbs/lib/18_integration.ipynb #44937883
+# %% ../nbs/lib/18_integration.ipynb #78521721
 def ask_raw(
-    service: Running,
-    method: str,
+    service: Running,  # started
+    method: str,  # of HTTP
     path: str,  # below /v1
-    body: bytes | None = None,
+    body: bytes | None = None,  # as it goes out
     headers: Mapping[str, str] | None = None,  # besides the key
 ) -> tuple[int, bytes]:  # status, body
     "Ask with any bytes."
@@ -113,7 +113,7 @@ def ask_raw(
         time.sleep(0.05)
     return said.status_code, said.content
 
-# %% ../nbs/lib/18_integration.ipynb #42061373
+# %% ../nbs/lib/18_integration.ipynb #ee871202
 class Case(NamedTuple):
     "A request that must be refused."
 
@@ -122,7 +122,7 @@ class Case(NamedTuple):
     body: bytes | None = None
     headers: Mapping[str, str] = {}
 
-
+# %% ../nbs/lib/18_integration.ipynb #90afb092
 def _spoilt(window: Mapping, **changes: Any) -> Case:
     "A window with some fields other than they should be; None: the field is left out."
     body = {k: v for k, v in {**window, **changes}.items() if v is not None}
@@ -147,10 +147,10 @@ def window_cases(
         "no time": _spoilt(window, end="yesterday"), "empty line": _spoilt(window, line=""), "unknown line": _spoilt(window, line="NOWHERE"),
     }
 
-# %% ../nbs/lib/18_integration.ipynb #663b6619
+# %% ../nbs/lib/18_integration.ipynb #ebed7cf3
 _BODIES = {"no body": b"", "no JSON": b"{", "no UTF-8": b"\xff" * 100, "a list": b"[]", "deeply nested": b"[" * 100_000}
 
-
+# %% ../nbs/lib/18_integration.ipynb #b32e6320
 def other_cases(
     window: Mapping,  # a good one
     limit_kb: int,  # of a body
@@ -168,15 +168,15 @@ def other_cases(
         "unknown filter": Case("GET", "/predictions?colour=red"), "no forecast for this line": Case("GET", "/forecast/NOWHERE"),
     }
 
-# %% ../nbs/lib/18_integration.ipynb #162dbe77
+# %% ../nbs/lib/18_integration.ipynb #da630410
 def example_of(
-    service: Running,
+    service: Running,  # started
 ) -> dict:  # a window, as JSON has it
     "The example out of the service's OpenAPI document."
     document = json.loads(ask_raw(service, "GET", "/openapi.json")[1])
     return document["paths"]["/v1/predict"]["post"]["requestBody"]["content"]["application/json"]["example"]
 
-
+# %% ../nbs/lib/18_integration.ipynb #9f2d207e
 def _sentence(body: bytes) -> str:
     "What a refusal says; empty: nothing that helps."
     try:
@@ -185,9 +185,9 @@ def _sentence(body: bytes) -> str:
     except (ValueError, KeyError, TypeError):
         return ""
 
-# %% ../nbs/lib/18_integration.ipynb #943b2eda
+# %% ../nbs/lib/18_integration.ipynb #71b7118f
 def refusals(
-    service: Running,
+    service: Running,  # started
 ) -> pd.DataFrame:  # one row per case: status, said, passed
     "Try what must be refused."
     window, limit_kb = example_of(service), read_yaml(service.home / "params/serving.yaml")["body_limit_kb"]
@@ -198,10 +198,10 @@ def refusals(
         rows[name] = {"status": status, "said": said[:120], "passed": 400 <= status < 500 and bool(said)}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("case")
 
-# %% ../nbs/lib/18_integration.ipynb #498d77b5
+# %% ../nbs/lib/18_integration.ipynb #d2030817
 CHECKS = ("not_a_server_error", "status_code_conformance", "content_type_conformance", "response_schema_conformance")
 
-
+# %% ../nbs/lib/18_integration.ipynb #67a5df57
 def _with_lines(document: dict, lines: Iterable[str]) -> dict:
     "The document, with the lines there are as the names to try."
     for part in document["components"]["schemas"].values():
@@ -257,9 +257,9 @@ def _try_operation(service: Running, operation: Any, params: IntegrationParams) 
     said = ", ".join(f"{n} × {s}" for s, n in sorted(trial.statuses.items()))
     return {"requests": sum(trial.statuses.values()), "statuses": said, "wrong": len(trial.wrong), "first": f"`{trial.wrong[0]}`" if trial.wrong else ""}
 
-# %% ../nbs/lib/18_integration.ipynb #1758cae4
+# %% ../nbs/lib/18_integration.ipynb #24154993
 def contract(
-    service: Running,
+    service: Running,  # started
     params: IntegrationParams,  # how many requests, how long
 ) -> pd.DataFrame:  # one row per operation: requests, statuses, wrong, first
     "Hold the service to its own OpenAPI document."
@@ -271,7 +271,7 @@ def contract(
     rows = {o.label: _try_operation(service, o, params) for o in (f.ok() for f in found)}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("operation")
 
-# %% ../nbs/lib/18_integration.ipynb #58a341eb
+# %% ../nbs/lib/18_integration.ipynb #74453174
 class Expect(Frozen):
     "What should come back."
 
@@ -282,7 +282,7 @@ class Expect(Frozen):
     severity: str = ""
     note: str = ""  # part of one
 
-
+# %% ../nbs/lib/18_integration.ipynb #15bdb33e
 class Check(Frozen):
     "Something users expect."
 
@@ -306,9 +306,9 @@ def load_checks(
     path = Path(path or settings().params / "acceptance.yaml")
     return {name: checked(Check, written, f"{path.name}: {name}") for name, written in read_yaml(path).items()}
 
-# %% ../nbs/lib/18_integration.ipynb #7bfb6c2a
+# %% ../nbs/lib/18_integration.ipynb #211eea1e
 def calm_rows(
-    package: Package,
+    package: Package,  # loaded
     telemetry: pd.DataFrame,  # the newest history of one line
     minutes: int = 60,  # of the window
 ) -> pd.DataFrame:  # telemetry of one calm window, newest last
@@ -322,18 +322,18 @@ def calm_rows(
     end = whole[np.nanargmin(calm)] + 1
     return telemetry.iloc[end - minutes : end].reset_index(drop=True)
 
-# %% ../nbs/lib/18_integration.ipynb #ecc70a7a
+# %% ../nbs/lib/18_integration.ipynb #1d5a6048
 def _applies(check: Check, package: Package, rows: pd.DataFrame) -> bool:
     "Whether a site has what a check is about."
     columns = {*check.below, *check.above}
     return columns <= set(rows) and set(check.drop) <= set(package.kernel.columns) and check.expect.rule in ("", *(r.name for r in package.rules.rules))
 
-
+# %% ../nbs/lib/18_integration.ipynb #d7377c79
 def check_window(
-    check: Check,
+    check: Check,  # from `load_checks`
     package: Package,  # whose thresholds count
     calm: pd.DataFrame,  # from `calm_rows`
-    now: datetime,
+    now: datetime,  # with its zone
 ) -> Window | None:  # None: the site does not have what it is about
     "The window a check sends."
     if not _applies(check, package, calm):
@@ -363,13 +363,13 @@ def _unlike(expect: Expect, status: int, body: bytes) -> list[str]:
     wrong += [f"rules: {answer.alarm.rules}"] if expect.rule and expect.rule not in answer.alarm.rules else []
     return wrong + ([f"notes: {answer.notes}"] if expect.note and not any(expect.note in n for n in answer.notes) else [])
 
-# %% ../nbs/lib/18_integration.ipynb #7b94dad7
+# %% ../nbs/lib/18_integration.ipynb #84a2ee2a
 def acceptance(
-    service: Running,
-    package: Package,
+    service: Running,  # started
+    package: Package,  # loaded
     calm: pd.DataFrame,  # from `calm_rows`
     checks: Mapping[str, Check],  # from `load_checks`
-    now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    now: Callable[[], datetime] = lambda: datetime.now(UTC),  # the clock
 ) -> pd.DataFrame:  # one row per check: says, result, verdict
     "Try what users expect."
     rows = {}
@@ -391,54 +391,54 @@ def acceptance_table(
     said = accepted["says_ko"].where(accepted["says_ko"] != "", accepted["says"]) if lang == "ko" else accepted["says"]
     return accepted.assign(says=said)[["says", "result", "verdict"]].set_index("says")
 
-# %% ../nbs/lib/18_integration.ipynb #c36b26b4
+# %% ../nbs/lib/18_integration.ipynb #71ad45f9
 STALENESS_OFF = {"stale_after_min": 60 * 1440, "keep_observations_days": 90}
 
-
+# %% ../nbs/lib/18_integration.ipynb #dcdb5288
 def moved_to(
-    telemetry: pd.DataFrame,
-    now: datetime,
+    telemetry: pd.DataFrame,  # line, timestamp and columns of the schema
+    now: datetime,  # with its zone
 ) -> pd.DataFrame:  # the same, ending at most a week before now
     "Move a history by whole weeks."
     weeks = (pd.Timestamp(now) - telemetry["timestamp"].iloc[-1]) // pd.Timedelta(weeks=1)
     return telemetry.assign(timestamp=telemetry["timestamp"] + pd.Timedelta(weeks=weeks))
 
-# %% ../nbs/lib/18_integration.ipynb #6f9ad196
+# %% ../nbs/lib/18_integration.ipynb #20261502
 def newest_day(
     telemetry: pd.DataFrame,  # of any lines
-    package: Package,
+    package: Package,  # loaded
 ) -> pd.DataFrame:  # telemetry of the package's first line, its newest day
     "The newest day of a line that a package answers for."
     line = telemetry[telemetry["line"] == package.lines[0]]
     return line[line["timestamp"] > line["timestamp"].iloc[-1] - pd.Timedelta(days=1)].reset_index(drop=True)
 
-
+# %% ../nbs/lib/18_integration.ipynb #972da0d0
 def split_history(
     telemetry: pd.DataFrame,  # of any lines
-    package: Package,
+    package: Package,  # loaded
     minutes: int,  # to be replayed
-    now: datetime,
+    now: datetime,  # with its zone
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # what came before, as far as features look back; what is sent minute by minute
     "The newest history of a line, moved to now, in two parts."
     line = telemetry[telemetry["line"] == package.lines[0]].tail(package.kernel.memory_min + minutes)
     line = moved_to(line.reset_index(drop=True), now)
     return line.iloc[:-minutes].reset_index(drop=True), line.iloc[-minutes:].reset_index(drop=True)
 
-# %% ../nbs/lib/18_integration.ipynb #0ca890e3
+# %% ../nbs/lib/18_integration.ipynb #b0da695a
 def _as_told(teller: Teller, row: Mapping, forecast: np.ndarray) -> tuple:
     "What a service says about a minute, as offline inference knows it."
     score = None if not np.isfinite(row["score"]) else round(float(row["score"]), 2)
     return horizons_of(teller, forecast), bool(row["alarm"]), row["by"], row["source"], tuple(filter(None, row["fired"].split(", "))), score
 
-
+# %% ../nbs/lib/18_integration.ipynb #5703abbc
 def _said(answer: Answer) -> tuple:
     "The same of an answer."
     return answer.horizons, answer.alarm.on, answer.alarm.by, answer.source, tuple(answer.alarm.rules), answer.alarm.score
 
-# %% ../nbs/lib/18_integration.ipynb #df4297ac
+# %% ../nbs/lib/18_integration.ipynb #34207615
 def replay(
     service: Running,  # has observed what came before
-    package: Package,
+    package: Package,  # loaded
     before: pd.DataFrame,  # telemetry of one line, moved
     day: pd.DataFrame,  # what follows, minute by minute
 ) -> pd.DataFrame:  # one row per minute: status, source, same
@@ -455,12 +455,12 @@ def replay(
         rows.append({"status": receipt.status, "source": receipt.answer.source, "same": same})
     return pd.DataFrame(rows, pd.Index(day["timestamp"], name="timestamp"))
 
-# %% ../nbs/lib/18_integration.ipynb #62bb051d
+# %% ../nbs/lib/18_integration.ipynb #289c1554
 def load(
-    service: Running,
+    service: Running,  # started
     window: Window,  # sent again and again
     rate: float,  # requests a second
-    seconds: float,
+    seconds: float,  # it lasts
 ) -> dict:  # as `amhs.load` reports it
     "Offer a load from a process of its own, after a short one that is not counted."
     body = service.home / "window.json"
@@ -470,7 +470,7 @@ def load(
             said = offered.result()
     return said
 
-
+# %% ../nbs/lib/18_integration.ipynb #628ab456
 def load_table(
     **loads: dict,  # name -> report
 ) -> pd.DataFrame:  # one row per load: offered and answered per second, quantiles in ms, refused (503), lost
@@ -478,7 +478,7 @@ def load_table(
     rows = {n: {k: v for k, v in r.items() if k.endswith(("_per_s", "_ms", "seconds"))} | _outcome(r["statuses"]) for n, r in loads.items()}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("load")
 
-
+# %% ../nbs/lib/18_integration.ipynb #b10e82b3
 def _outcome(statuses: Mapping[str, int]) -> dict[str, int]:
     "What was refused in time, and what was dropped."
     return {"requests": sum(statuses.values()), "refused": statuses.get("503", 0), "dropped": sum(n for s, n in statuses.items() if s not in ("200", "503"))}
@@ -512,13 +512,13 @@ def previous_package(
     live = [d.live for line, d in lines.items() if line in new.lines and d.live and d.live != new.version]
     return package_folder(live[0], deployed) if live else twin(package, folder)
 
-# %% ../nbs/lib/18_integration.ipynb #012086d0
+# %% ../nbs/lib/18_integration.ipynb #eebcc493
 def wait_for(
-    service: Running,
-    line: str,
+    service: Running,  # started
+    line: str,  # a hub
     version: str,  # that should answer
     answers: int = 10,  # one after the other, each over a new connection
-    within_s: float = 60.0,
+    within_s: float = 60.0,  # it must have happened
 ) -> float:  # seconds until the first of them
     "Wait until every worker answers with a version."
     began, since, so_far = time.perf_counter(), 0.0, 0
@@ -530,13 +530,13 @@ def wait_for(
         time.sleep(0.01)
     return since
 
-# %% ../nbs/lib/18_integration.ipynb #829158d4
+# %% ../nbs/lib/18_integration.ipynb #8f8c3148
 def rehearse(
-    service: Running,
+    service: Running,  # started
     package: Path | str,  # about to be deployed
     previous: Path | str,  # from `previous_package`
-    window: Window,
-    params: IntegrationParams,
+    window: Window,  # sent again and again
+    params: IntegrationParams,  # of stage 09
 ) -> dict:  # switch_s, rollback_s, versions; the load's report
     "Deploy and roll back under load."
     line, new, service.client.http.headers["connection"] = window.line, load_package(package).version, "close"
@@ -561,11 +561,11 @@ def rehearsal_table(
     rows = {name: {"from": rehearsed[a], "to": rehearsed[b], "seconds": rehearsed[s]} for name, (a, b, s) in steps.items()}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("step")
 
-# %% ../nbs/lib/18_integration.ipynb #fa0d547d
+# %% ../nbs/lib/18_integration.ipynb #a5aa576a
 def decide_role(
     wanted: str,  # none, shadow, canary, live or auto
     passed: bool,  # every gate
-    package: Package,
+    package: Package,  # loaded
     deployed: Path | str | None = None,  # the site's folder of deployments; None: the settings'
 ) -> tuple[str, str]:  # role, and why
     "What a package becomes."
@@ -581,15 +581,15 @@ def decide_role(
     taken = [line for line in package.lines if line in lines and lines[line].live]
     return ("shadow", f"{', '.join(taken)}: another model is live; it listens until somebody decides") if taken else ("live", "nothing was live yet")
 
-# %% ../nbs/lib/18_integration.ipynb #66156a53
+# %% ../nbs/lib/18_integration.ipynb #b1bfe144
 def put_in_place(
     role: str,  # from `decide_role`
-    why: str,
+    why: str,  # kept on record
     package: Path | str,  # a sealed package's folder
-    run_id: str,
+    run_id: str,  # that decided
     share: float = 0.1,  # of the minutes, if it is a canary
     deployed: Path | str | None = None,  # the site's folder of deployments; None: the settings'
-    clock: Callable[[], datetime] = local_now,
+    clock: Callable[[], datetime] = local_now,  # of the record
 ) -> dict:  # version, role, why, at, lines: before and after
     "Deploy a package, and say what was done."
     loaded = load_package(package)
