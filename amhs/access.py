@@ -16,7 +16,7 @@ import pandas as pd
 from .config import Frozen, checked, settings
 from .core import InputError, ParameterError, nearest, read_json, write_json
 
-# %% ../nbs/lib/12_access.ipynb #6077ecb8
+# %% ../nbs/lib/12_access.ipynb #0a9bd690
 class Key(Frozen):
     "A caller's key, without its secret."
 
@@ -26,20 +26,20 @@ class Key(Frozen):
     created: str  # ISO time
     revoked: str = ""  # ISO time; empty: valid
 
-
+# %% ../nbs/lib/12_access.ipynb #ff123999
 class Keys(Frozen):
     "All keys ever made."
 
     keys: tuple[Key, ...] = ()
 
-# %% ../nbs/lib/12_access.ipynb #dbd7daa3
+# %% ../nbs/lib/12_access.ipynb #27cca886
 def keys_path(
     path: Path | str | None = None,  # None: the settings'
 ) -> Path:
     "The file of keys."
     return Path(path or settings().keys)
 
-
+# %% ../nbs/lib/12_access.ipynb #e1f15899
 def read_keys(
     path: Path | str | None = None,  # None: the settings'
 ) -> Keys:  # none when there is no file
@@ -59,11 +59,11 @@ def _hash(secret: str) -> str:
     "What is kept of a secret."
     return hashlib.sha256(secret.encode()).hexdigest()
 
-# %% ../nbs/lib/12_access.ipynb #fe917a44
+# %% ../nbs/lib/12_access.ipynb #434beee3
 def add_key(
     name: str,  # who will call with it
     path: Path | str | None = None,  # None: the settings'
-    clock: Callable[[], datetime] = lambda: datetime.now().astimezone(),
+    clock: Callable[[], datetime] = lambda: datetime.now().astimezone(),  # of the record
     token: Callable[[], str] = lambda: secrets.token_hex(32),  # a secret nobody can guess
 ) -> str:  # the key; it cannot be shown again
     "Make a key."
@@ -74,11 +74,11 @@ def add_key(
     _write(path, (*read_keys(path).keys, made))
     return f"amhs_{made.id}_{secret}"
 
-# %% ../nbs/lib/12_access.ipynb #fe3da249
+# %% ../nbs/lib/12_access.ipynb #a7f208c3
 def revoke_key(
     id: str,  # of the key
     path: Path | str | None = None,  # None: the settings'
-    clock: Callable[[], datetime] = lambda: datetime.now().astimezone(),
+    clock: Callable[[], datetime] = lambda: datetime.now().astimezone(),  # of the record
 ) -> Key:  # the key, revoked
     "Make a key worthless; it stays on record."
     path = keys_path(path)
@@ -89,9 +89,9 @@ def revoke_key(
     _write(path, tuple(gone if k.id == id else k for k in found.values()))
     return gone
 
-# %% ../nbs/lib/12_access.ipynb #6252724d
+# %% ../nbs/lib/12_access.ipynb #36f7dddb
 def key_table(
-    keys: Keys,
+    keys: Keys,  # from `read_keys`
 ) -> pd.DataFrame:  # id, name, created, revoked
     "The keys, as people may see them."
     rows = [{"id": k.id, "name": k.name, "created": k.created, "revoked": k.revoked} for k in keys.keys]

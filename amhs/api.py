@@ -54,7 +54,7 @@ class Front:
         self.stamp: int | None = None  # of the file of keys
         self.ready = False
 
-# %% ../nbs/lib/17_api.ipynb #36d5dc48
+# %% ../nbs/lib/17_api.ipynb #720b6133
 class Metrics:
     "Counters for Prometheus, with the words of the domain."
 
@@ -79,7 +79,7 @@ class Metrics:
             found = self.kept[metric._name, labels] = metric.labels(*labels)
         return found
 
-
+# %% ../nbs/lib/17_api.ipynb #7d76ab06
 def _once(kind: type, name: str, *args: Any, **more: Any) -> Any:
     "A metric of this process; the one already there if the application is made twice."
     from prometheus_client import REGISTRY
@@ -174,7 +174,7 @@ async def answer(self: Front, task: Task) -> Answer:
         return self._counted(self.desk.compose(task, problem=self.desk.failed(task.line, e)))
     return self._counted(self.desk.finish(task, said))
 
-# %% ../nbs/lib/17_api.ipynb #335450e9
+# %% ../nbs/lib/17_api.ipynb #cdee7d01
 @patch
 def _counted(self: Front, answer: Answer) -> Answer:
     "Count an answer."
@@ -184,23 +184,31 @@ def _counted(self: Front, answer: Answer) -> Answer:
         m.of(m.alarms, answer.line, answer.alarm.by).inc()
     return answer
 
-
+# %% ../nbs/lib/17_api.ipynb #73203978
 @patch
-def keep(self: Front, task: Task, answer: Answer, sent: bytes) -> None:
+def keep(
+    self: Front,
+    task: Task,  # that was answered
+    answer: Answer,  # to it
+    sent: bytes,  # the answer as it went out
+) -> None:
     "Have an answer committed; nobody waits for it."
     try:
         self.commits.post("predictions", prediction_row(answer, sent, task.inputs))
     except StoreError:
         self.metrics.lost.inc()
 
-# %% ../nbs/lib/17_api.ipynb #6593d8b9
+# %% ../nbs/lib/17_api.ipynb #23b8600d
 @patch
-def listen(self: Front, task: Task) -> None:
+def listen(
+    self: Front,
+    task: Task,  # that was answered
+) -> None:
     "Have the shadow forecast the same minute, after the answer is out."
     if "shadow" in task.line.packages:
         asyncio.get_running_loop().call_soon(self._listen, task)
 
-
+# %% ../nbs/lib/17_api.ipynb #81eeaed9
 @patch
 def _listen(self: Front, task: Task) -> None:
     "The shadow's answer, kept and not told."
@@ -208,7 +216,7 @@ def _listen(self: Front, task: Task) -> None:
         if said := self.desk.shadow(task):
             self.keep(task, said, msgspec.json.encode(said))
 
-# %% ../nbs/lib/17_api.ipynb #742a016e
+# %% ../nbs/lib/17_api.ipynb #609055a6
 _ENCODE = msgspec.json.Encoder().encode
 _WINDOW, _WINDOWS, _ROW, _FEEDBACK, _EXPLAIN = (msgspec.json.Decoder(t).decode for t in (Window, Windows, Observation, Feedback, ToExplain))
 
@@ -218,7 +226,7 @@ async def body(self: Front, request: Request) -> bytes:
     "A request's body within the limits."
     return await read_body(request, 1024 * self.serving.body_limit_kb)
 
-
+# %% ../nbs/lib/17_api.ipynb #90402a5a
 async def predict(front: Front, request: Request) -> bytes:
     "Forecast from a window of the newest minutes."
     task = front.desk.take_window(_WINDOW(await front.body(request)))
@@ -244,14 +252,14 @@ async def predict_batch(front: Front, request: Request) -> bytes:
             await asyncio.sleep(0)  # others wait, too
     return _ENCODE({"answers": said})
 
-# %% ../nbs/lib/17_api.ipynb #621756d8
+# %% ../nbs/lib/17_api.ipynb #453c51db
 @patch
 async def _up_to_date(self: Front, line: Line) -> None:
     "Read a line's minutes from the store, aside if that takes long."
     if line.history is None or not self.desk.store.is_file:
         await asyncio.to_thread(self.desk.remember, line)
 
-
+# %% ../nbs/lib/17_api.ipynb #1f61aed1
 async def observe(front: Front, request: Request) -> bytes:
     "Take in one minute of a line; answers when it is on disk, with the newest forecast."
     record = front.desk.take_row(_ROW(await front.body(request)))
@@ -269,14 +277,14 @@ async def observe(front: Front, request: Request) -> bytes:
     front.metrics.of(front.metrics.lag, line.name).set(max(front.desk.clock() / 60 - task.minute, 0))
     return _ENCODE(Receipt(status, answer))
 
-# %% ../nbs/lib/17_api.ipynb #2ccaeb27
+# %% ../nbs/lib/17_api.ipynb #1e41385e
 async def forecast(front: Front, request: Request) -> bytes:
     "The forecast of a line's newest minute."
     line = front.desk.line(request.path_params["line"])
     await front._up_to_date(line)
     return _ENCODE(await front.answer(front.desk.newest_task(line)))
 
-
+# %% ../nbs/lib/17_api.ipynb #82d822fc
 async def lines(front: Front, request: Request) -> bytes:
     "All lines, who answers for them, and how they are doing."
     views = []
@@ -314,10 +322,10 @@ async def explain(front: Front, request: Request) -> bytes:
         await asyncio.wrap_future(front.commits.put("predictions", kept | {"explanation": sent}))
     return sent
 
-# %% ../nbs/lib/17_api.ipynb #6e2b016a
+# %% ../nbs/lib/17_api.ipynb #90157625
 def explanation(
-    task: Task,
-    wanted: ToExplain,
+    task: Task,  # a minute its model answers
+    wanted: ToExplain,  # horizon, target, how many
 ) -> Explanation:
     "SHAP contributions to one forecast, the largest first."
     said = ask(task)
@@ -331,7 +339,7 @@ def explanation(
     told = [Contribution(n, None if values[n] != values[n] else round(values[n], 4), round(float(v), 4)) for n, v in largest.items()]
     return Explanation(task.line.name, moment_of(task.minute), task.package.version, wanted.target, wanted.horizon_min, base, float(shap.sum()), told)
 
-# %% ../nbs/lib/17_api.ipynb #a56f44bc
+# %% ../nbs/lib/17_api.ipynb #671e5345
 @patch
 def _kept(self: Front, id: str) -> dict:  # a row of predictions
     "A prediction by its id."
@@ -341,7 +349,7 @@ def _kept(self: Front, id: str) -> dict:  # a row of predictions
     row = found.iloc[0].to_dict()
     return row | {"made": row["made"].to_pydatetime(), "alarm": bool(row["alarm"]), "minute": int(row["minute"])}
 
-
+# %% ../nbs/lib/17_api.ipynb #a6d9a2db
 @patch
 def _window_of(self: Front, kept: dict) -> Window:
     "The window a prediction was made from: as it came, or out of what was observed."
@@ -382,7 +390,7 @@ async def predictions(front: Front, request: Request) -> bytes:
     found = await asyncio.to_thread(lambda: front.desk.store.read("predictions", since=since, until=until, limit=limit, newest_first=True, **equal))
     return b'{"predictions":[' + b",".join(_prediction(row, asked.get("inputs") == "true") for row in found.to_dict("records")) + b"]}"
 
-# %% ../nbs/lib/17_api.ipynb #2f01d6a2
+# %% ../nbs/lib/17_api.ipynb #6d8288b7
 def _prediction(row: dict, inputs: bool) -> bytes:
     "A kept prediction as it is told."
     told = {"answer": msgspec.Raw(row["answer"]), "explanation": msgspec.Raw(row["explanation"] or b"null")}
@@ -390,14 +398,14 @@ def _prediction(row: dict, inputs: bool) -> bytes:
         told["inputs"] = read_inputs(row["inputs"]) if row["inputs"] else None
     return _ENCODE(told)
 
-
+# %% ../nbs/lib/17_api.ipynb #ddc45131
 def _whole(text: str, least: int, most: int) -> int:
     "A whole number of a query."
     if not text.isascii() or not text.isdigit() or not least <= int(text[:9]) <= most:
         raise Refused(400, f"wanted is a whole number from {least} to {most}", got=text[:40])
     return int(text)
 
-
+# %% ../nbs/lib/17_api.ipynb #6f4a6d7d
 def _time(text: str | None) -> datetime | None:
     "A time of a query."
     if text is None:
@@ -408,7 +416,7 @@ def _time(text: str | None) -> datetime | None:
     except (ValueError, OverflowError):
         raise Refused(400, "wanted is an ISO 8601 time with its zone", got=text[:40], fix="write 2026-03-01T09:30:00Z") from None
 
-
+# %% ../nbs/lib/17_api.ipynb #9661eae0
 def _no_zone() -> datetime:
     "A time without its zone could mean many."
     raise ValueError
@@ -454,27 +462,27 @@ WAYS = (
     Way("GET", "/health", health, open=True),
 )
 
-# %% ../nbs/lib/17_api.ipynb #177d7ffe
+# %% ../nbs/lib/17_api.ipynb #6b775c65
 def failure(
-    error: AmhsError,
+    error: AmhsError,  # with what, got and fix
 ) -> Failure:
     "An error as a body."
     return Failure(Told(error.what, None if error.got is None else str(error.got)[:200], error.fix))
 
-
+# %% ../nbs/lib/17_api.ipynb #3deb240e
 def _refusal(status: int, error: AmhsError, front: Front) -> Response:
     "An error as an answer."
     front.metrics.of(front.metrics.refused, str(status)).inc()
     more = {"retry-after": "1"} if status in (429, 503) else {"www-authenticate": "Bearer"} if status == 401 else {}
     return Response(_ENCODE(failure(error)), status, more, "application/json")
 
-
+# %% ../nbs/lib/17_api.ipynb #d7c7ffac
 async def _no_way(request: Request, error: HTTPException) -> Response:
     "A path or method that is not there, in the same form."
     said = Refused(error.status_code, error.detail.lower(), got=f"{request.method} {request.url.path}"[:200], fix="see /v1/openapi.json")
     return Response(_ENCODE(failure(said)), error.status_code, error.headers, "application/json")
 
-# %% ../nbs/lib/17_api.ipynb #e69e0ec4
+# %% ../nbs/lib/17_api.ipynb #f8feaa26
 async def _tried(front: Front, way: Way, request: Request) -> Response:
     "Do the work of an endpoint; every error becomes a sentence with its status."
     try:
@@ -492,9 +500,9 @@ async def _tried(front: Front, way: Way, request: Request) -> Response:
         log.exception("an endpoint failed: %s", way.path)
         return _refusal(500, Refused(500, "the service failed", fix="see its log"), front)
 
-
+# %% ../nbs/lib/17_api.ipynb #50b8d97f
 def endpoint(
-    way: Way,
+    way: Way,  # a row of `WAYS`
 ) -> Callable[[Request], Awaitable[Response]]:
     "An endpoint of the application."
     async def handle(request: Request) -> Response:
@@ -506,7 +514,7 @@ def endpoint(
     handle.__name__ = way.work.__name__
     return handle
 
-# %% ../nbs/lib/17_api.ipynb #7803b3c5
+# %% ../nbs/lib/17_api.ipynb #1290a201
 @patch
 async def heartbeat(self: Front, every_s: float = 0.005) -> None:
     "Notice how late the event loop is."
@@ -516,7 +524,7 @@ async def heartbeat(self: Front, every_s: float = 0.005) -> None:
         await asyncio.sleep(every_s)
         self.late = time.perf_counter() - self.due
 
-
+# %% ../nbs/lib/17_api.ipynb #6829b116
 @patch
 async def watch(self: Front, every_s: float = 0.2) -> None:
     "Follow the pointer file: packages are loaded aside, then swapped."
@@ -542,12 +550,12 @@ async def sweep(self: Front, every_s: float = 600) -> None:
             log.error("what is past its time could not be removed: %s", e)
         await asyncio.sleep(every_s)
 
-# %% ../nbs/lib/17_api.ipynb #c3899429
+# %% ../nbs/lib/17_api.ipynb #aff1914a
 def make_desk() -> Desk:
     "The desk of this installation, as the settings say."
     return Desk(open_store())
 
-
+# %% ../nbs/lib/17_api.ipynb #055e89eb
 def create_app(
     desk: Callable[[], Desk] = make_desk,  # called when the application starts
     keys: Path | str | None = None,  # file of API keys; None: the settings'
@@ -619,7 +627,7 @@ def _operation(way: Way, shape: Mapping[type, dict], examples: Mapping[str, Any]
 _FAILS = {400: "not understood", 401: "no valid key", 404: "no such line or prediction", 408: "the body came too slowly", 413: "the body is too large",
           422: "understood, but impossible", 429: "too often", 503: "too busy, or the store cannot be written"}
 
-# %% ../nbs/lib/17_api.ipynb #45473a7c
+# %% ../nbs/lib/17_api.ipynb #3a56dafb
 def _examples(front: Front | None) -> dict[str, Any]:
     "Examples out of a deployed package."
     package = next(iter(front.desk.packages.values()), None) if front else None
@@ -635,7 +643,7 @@ def _examples(front: Front | None) -> dict[str, Any]:
             "ToExplain": {"window": window, "horizon_min": package.horizons[0], "target": "max", "top": 5},
             "Feedback": {"prediction": "id of an answer", "verdict": "true_alarm", "comment": "lower lifter stood still", "operator": "kim"}}
 
-
+# %% ../nbs/lib/17_api.ipynb #e0c3bd70
 async def _openapi(request: Request) -> Response:
     return Response(_ENCODE(openapi(_examples(request.app.state.front))), media_type="application/json")
 

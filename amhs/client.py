@@ -54,7 +54,7 @@ class Client:
         "Close the connections."
         self.http.close()
 
-# %% ../nbs/lib/13_client.ipynb #514f12ce
+# %% ../nbs/lib/13_client.ipynb #5ac3b5db
 @patch
 def _try(self: Client, method: str, path: str, body: Any, query: Mapping[str, Any]) -> httpx.Response | httpx.TransportError:
     "One try."
@@ -64,7 +64,7 @@ def _try(self: Client, method: str, path: str, body: Any, query: Mapping[str, An
     except httpx.TransportError as e:
         return e
 
-
+# %% ../nbs/lib/13_client.ipynb #9d037fed
 @patch
 def _ask(self: Client, method: str, path: str, body: Any = None, **query: Any) -> bytes:
     "Ask until there is an answer or no more patience."
@@ -78,7 +78,7 @@ def _ask(self: Client, method: str, path: str, body: Any = None, **query: Any) -
         return said.content
     raise _error(said, self.http.base_url)
 
-
+# %% ../nbs/lib/13_client.ipynb #24604ca0
 @patch
 def _pause(self: Client, said: httpx.Response | httpx.TransportError, tried: int) -> float:
     "Seconds before the next try: what the service says, or longer each time."
@@ -110,7 +110,7 @@ def window_of(
     values = [[None if v != v else v for v in row] for row in rows[columns].astype(float).values.tolist()]
     return Window(line=str(telemetry["line"].iloc[-1]), end=rows.index[-1].to_pydatetime(), columns=columns, rows=values, replay=replay)
 
-# %% ../nbs/lib/13_client.ipynb #45d9c8a5
+# %% ../nbs/lib/13_client.ipynb #52373582
 @patch
 def predict(
     self: Client,
@@ -119,7 +119,7 @@ def predict(
     "Forecast from a window."
     return msgspec.json.decode(self._ask("POST", "/predict", window), type=Answer)
 
-
+# %% ../nbs/lib/13_client.ipynb #626cb344
 @patch
 def predict_batch(
     self: Client,
@@ -129,7 +129,7 @@ def predict_batch(
     found = msgspec.json.decode(self._ask("POST", "/predict/batch", Windows(list(windows))))["answers"]
     return [msgspec.convert(f, Failure if "error" in f else Answer) for f in found]
 
-
+# %% ../nbs/lib/13_client.ipynb #bc9f1581
 @patch
 def observe(
     self: Client,
@@ -141,7 +141,7 @@ def observe(
     row = Observation(line=line, timestamp=timestamp, values=dict(values))
     return msgspec.json.decode(self._ask("POST", "/observe", row), type=Receipt)
 
-
+# %% ../nbs/lib/13_client.ipynb #0224f642
 @patch
 def forecast(
     self: Client,
@@ -150,7 +150,7 @@ def forecast(
     "The forecast of a line's newest minute."
     return msgspec.json.decode(self._ask("GET", f"/forecast/{line}"), type=Answer)
 
-# %% ../nbs/lib/13_client.ipynb #719767ca
+# %% ../nbs/lib/13_client.ipynb #3f0047ad
 @patch
 def lines(
     self: Client,
@@ -158,7 +158,7 @@ def lines(
     "All lines and how they are doing."
     return msgspec.json.decode(self._ask("GET", "/lines"), type=dict[str, list[LineView]])["lines"]
 
-
+# %% ../nbs/lib/13_client.ipynb #b4a8da7d
 @patch
 def models(
     self: Client,
@@ -166,7 +166,7 @@ def models(
     "The models at work."
     return msgspec.json.decode(self._ask("GET", "/model"))
 
-
+# %% ../nbs/lib/13_client.ipynb #90b27205
 @patch
 def explain(
     self: Client,
@@ -180,19 +180,19 @@ def explain(
     asked = ToExplain(prediction=prediction, window=window, horizon_min=horizon_min, target=target, top=top)
     return msgspec.json.decode(self._ask("POST", "/explain", asked), type=Explanation)
 
-
+# %% ../nbs/lib/13_client.ipynb #b9aeb7a1
 @patch
 def feedback(
     self: Client,
     prediction: str,  # id of an answer
-    verdict: Literal["true_alarm", "false_alarm", "missed", "unsure"],
-    comment: str = "",
-    operator: str = "",
+    verdict: Literal["true_alarm", "false_alarm", "missed", "unsure"],  # what it turned out to be
+    comment: str = "",  # in the operator's words
+    operator: str = "",  # who says so
 ) -> Noted:
     "Say what an alarm turned out to be."
     return msgspec.json.decode(self._ask("POST", "/feedback", Feedback(prediction=prediction, verdict=verdict, comment=comment, operator=operator)), type=Noted)
 
-
+# %% ../nbs/lib/13_client.ipynb #5cd6569a
 @patch
 def predictions(
     self: Client,

@@ -118,13 +118,13 @@ def local_now() -> datetime:
     "The clock of this machine, with its zone."
     return datetime.now().astimezone()
 
-# %% ../nbs/lib/15_deployment.ipynb #f10ec777
+# %% ../nbs/lib/15_deployment.ipynb #73b495cb
 def assign(
     line: str,  # a hub
     folder: Path | str | None = None,  # of deployments; None: the settings'
     who: str = "",  # who changes it
     why: str = "",  # kept on record
-    clock: Callable[[], datetime] = local_now,
+    clock: Callable[[], datetime] = local_now,  # of the record
     **changes: Any,  # fields of `LineDeployment`
 ) -> LineDeployment:  # as it is now
     "Change who answers for a line."
@@ -146,15 +146,15 @@ def _check_versions(line: LineDeployment, folder: Path | str | None) -> None:
             known = deployed_versions(folder)
             raise ParameterError("no such package is deployed", got=version, fix=f"use one of {', '.join(nearest(version, known)) or 'none'}")
 
-# %% ../nbs/lib/15_deployment.ipynb #81f3910c
+# %% ../nbs/lib/15_deployment.ipynb #673a79e6
 def deploy(
     package: Path | str,  # a sealed package's folder
     lines: Iterable[str] = (),  # which lines; none: those the package was trained on
-    role: Literal["live", "canary", "shadow"] = "live",
+    role: Literal["live", "canary", "shadow"] = "live",  # answers, answers a share, or listens
     folder: Path | str | None = None,  # of deployments; None: the settings'
-    who: str = "",
-    why: str = "",
-    clock: Callable[[], datetime] = local_now,
+    who: str = "",  # who decides
+    why: str = "",  # kept on record
+    clock: Callable[[], datetime] = local_now,  # of the record
     **changes: Any,  # further fields of `LineDeployment`: hybrid, canary_share
 ) -> str:  # its version
     "Put a package in charge, on trial or in the shadow; who was live becomes `previous`."
@@ -165,13 +165,13 @@ def deploy(
         assign(line, folder, who, why, clock, **{role: version}, **moved, **changes)
     return version
 
-# %% ../nbs/lib/15_deployment.ipynb #dbc6a306
+# %% ../nbs/lib/15_deployment.ipynb #33db86c9
 def rollback(
     line: str,  # a hub
     folder: Path | str | None = None,  # of deployments; None: the settings'
-    who: str = "",
-    why: str = "",
-    clock: Callable[[], datetime] = local_now,
+    who: str = "",  # who decides
+    why: str = "",  # kept on record
+    clock: Callable[[], datetime] = local_now,  # of the record
 ) -> LineDeployment:  # as it is now
     "Bring back who was live before; a second rollback undoes the first."
     now = read_deployment(folder).lines.get(line)
@@ -179,13 +179,13 @@ def rollback(
         raise InputError(f"line {line} has no earlier model to go back to", got=now and now.live, fix="see `amhs deploy --history`")
     return assign(line, folder, who, why, clock, live=now.previous, previous=now.live)
 
-# %% ../nbs/lib/15_deployment.ipynb #d12cdae1
+# %% ../nbs/lib/15_deployment.ipynb #b152e675
 def retire(
     line: str,  # a hub
     folder: Path | str | None = None,  # of deployments; None: the settings'
-    who: str = "",
-    why: str = "",
-    clock: Callable[[], datetime] = local_now,
+    who: str = "",  # who decides
+    why: str = "",  # kept on record
+    clock: Callable[[], datetime] = local_now,  # of the record
 ) -> None:
     "Stop answering for a line."
     home = pointer(folder).parent
@@ -196,7 +196,7 @@ def retire(
         _note(home, {"at": clock().isoformat(), "line": line, "who": who, "why": why, "before": now.lines[line].model_dump(), "after": None})
         write_json(pointer(folder), {"lines": {n: d.model_dump() for n, d in now.lines.items() if n != line}})
 
-# %% ../nbs/lib/15_deployment.ipynb #906a1ab5
+# %% ../nbs/lib/15_deployment.ipynb #99a372cc
 def deployment_history(
     folder: Path | str | None = None,  # of deployments; None: the settings'
 ) -> pd.DataFrame:  # at, line, live, canary, shadow, hybrid, who, why; oldest first
@@ -204,5 +204,6 @@ def deployment_history(
     path = pointer(folder).parent / "history.jsonl"
     entries = [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
     shown = ("live", "canary", "canary_share", "shadow", "hybrid")
-    rows = [{"at": e["at"][:16].replace("T", " "), "line": e["line"], **{k: (e["after"] or {}).get(k, "") for k in shown}, "who": e["who"], "why": e["why"]} for e in entries]
+    rows = [{"at": e["at"][:16].replace("T", " "), **{k: (e["after"] or {}).get(k, "") for k in shown}, **{k: e[k] for k in ("line", "who", "why")}}
+            for e in entries]
     return pd.DataFrame(rows, columns=["at", "line", *shown, "who", "why"])

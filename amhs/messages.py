@@ -51,7 +51,7 @@ class Feedback(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     comment: Annotated[str, Meta(max_length=2000)] = ""
     operator: Annotated[str, Meta(max_length=100)] = ""
 
-# %% ../nbs/lib/12_messages.ipynb #bcf76894
+# %% ../nbs/lib/12_messages.ipynb #dad99516
 class Level(msgspec.Struct):
     "A level of the queue, in jobs, with the interval that holds it nine times out of ten."
 
@@ -59,7 +59,7 @@ class Level(msgspec.Struct):
     low: float | None = None
     high: float | None = None
 
-
+# %% ../nbs/lib/12_messages.ipynb #f94bb274
 class Surge(msgspec.Struct):
     "What kind of change is coming, with probabilities."
 
@@ -68,7 +68,7 @@ class Surge(msgspec.Struct):
     slight: float
     surge: float
 
-
+# %% ../nbs/lib/12_messages.ipynb #d6fb9038
 class Horizon(msgspec.Struct):
     "What is foreseen for the next so many minutes."
 
@@ -78,14 +78,14 @@ class Horizon(msgspec.Struct):
     max: Level
     surge: Surge | None = None
 
-
+# %% ../nbs/lib/12_messages.ipynb #cb8a767b
 class Reason(msgspec.Struct):
     "How many jobs a feature adds to the highest level foreseen."
 
     feature: str
     jobs: float
 
-
+# %% ../nbs/lib/12_messages.ipynb #23375c92
 class Alarm(msgspec.Struct):
     "Whether to warn, who says so, and why."
 
@@ -123,7 +123,7 @@ class Receipt(msgspec.Struct):
     status: str  # new, duplicate, corrected, late, kept
     answer: Answer
 
-# %% ../nbs/lib/12_messages.ipynb #5afbd135
+# %% ../nbs/lib/12_messages.ipynb #2c1e01ff
 class Told(msgspec.Struct):
     "An error: what was wrong, what was received, what to do."
 
@@ -131,19 +131,19 @@ class Told(msgspec.Struct):
     got: str | None = None
     fix: str = ""
 
-
+# %% ../nbs/lib/12_messages.ipynb #f1972559
 class Failure(msgspec.Struct):
     "The body of every answer that is not 200."
 
     error: Told
 
-
+# %% ../nbs/lib/12_messages.ipynb #006b3b2e
 class Answers(msgspec.Struct):
     "One answer, or one error, per window."
 
     answers: list[Any]  # Answer or Failure
 
-# %% ../nbs/lib/12_messages.ipynb #502278c6
+# %% ../nbs/lib/12_messages.ipynb #91eea79b
 class ToExplain(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     "What to explain: an answer by its id, or a window."
 
@@ -153,7 +153,7 @@ class ToExplain(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     target: str = "max"  # min, avg, max: jobs; flat, slight, surge: log-odds
     top: int = 20
 
-
+# %% ../nbs/lib/12_messages.ipynb #bcd96e0a
 class Contribution(msgspec.Struct):
     "What one feature adds."
 
@@ -161,7 +161,7 @@ class Contribution(msgspec.Struct):
     value: float | None
     adds: float
 
-
+# %% ../nbs/lib/12_messages.ipynb #a3bd10e2
 class Explanation(msgspec.Struct):
     "SHAP contributions of a forecast; base and all contributions add up to it."
 
@@ -174,7 +174,7 @@ class Explanation(msgspec.Struct):
     total: float
     contributions: list[Contribution]
 
-# %% ../nbs/lib/12_messages.ipynb #87d4ee8d
+# %% ../nbs/lib/12_messages.ipynb #94a725b5
 class LineView(msgspec.Struct):
     "A line and how it is doing."
 
@@ -189,7 +189,7 @@ class LineView(msgspec.Struct):
     failures: int
     problem: str = ""
 
-
+# %% ../nbs/lib/12_messages.ipynb #fca40548
 class Noted(msgspec.Struct):
     "What was kept."
 

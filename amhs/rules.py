@@ -275,7 +275,7 @@ def hybrid_score(
     moved = np.where(up, np.inf, np.where(down, -np.inf, score.to_numpy("float64")))
     return pd.DataFrame({"score": moved, "by": np.where(up | down, "rules", "model"), "fired": here["fired"].fillna("")}, score.index)
 
-# %% ../nbs/lib/07_rules.ipynb #58e2a110
+# %% ../nbs/lib/07_rules.ipynb #839cdb1d
 class Decision(NamedTuple):
     "Whether there is an alarm, and who decided so."
 
@@ -283,7 +283,7 @@ class Decision(NamedTuple):
     by: str  # model or rules
     score: float  # jobs; inf: rules insist, -inf: rules forbid
 
-
+# %% ../nbs/lib/07_rules.ipynb #a0588cd3
 def decide(
     score: float | None,  # a model's alarm score, jobs; None: it has none
     threshold: float,  # jobs; an alarm at or above it

@@ -329,7 +329,7 @@ def _package(self: Desk, version: str, errors: dict[str, str]) -> Package | None
         log.error("package %s is not used: %s", version, e)
         return None
 
-# %% ../nbs/lib/16_serve.ipynb #395a4af4
+# %% ../nbs/lib/16_serve.ipynb #4ea980a0
 @patch
 def _line(self: Desk, name: str, told: LineDeployment, packages: Mapping[str, Package]) -> Line:
     "A line as it should be now; a live package that cannot be loaded leaves the one before in charge."
@@ -343,9 +343,11 @@ def _line(self: Desk, name: str, told: LineDeployment, packages: Mapping[str, Pa
         line.history = before.history if before.history and before.history.memory_min >= memory_of(line) else None
     return line
 
-
-def memory_of(line: Line) -> int:
-    "Minutes that the features of a line look back."
+# %% ../nbs/lib/16_serve.ipynb #7d769697
+def memory_of(
+    line: Line,  # with its packages
+) -> int:  # minutes
+    "How far the features of a line look back."
     return max([WINDOW_MIN, *(p.kernel.memory_min for p in line.packages.values())])
 
 # %% ../nbs/lib/16_serve.ipynb #7ae0ccd0
@@ -419,12 +421,12 @@ def take_window(
     notes = [f"the newest minute is {-lag_min:.0f} min ahead of this machine's clock"] if lag_min < -self.serving.future_up_to_min and not window.replay else []
     return Task(line, role, package, minute, row, values, None, problem, notes, inputs)
 
-# %% ../nbs/lib/16_serve.ipynb #a592abfd
+# %% ../nbs/lib/16_serve.ipynb #7c424d07
 def _lacks(columns: list[str]) -> str:
     "What to say about columns that the model needs and did not get."
     return f"columns missing: {', '.join(columns[:5])}{' …' if len(columns) > 5 else ''}" if columns else ""
 
-
+# %% ../nbs/lib/16_serve.ipynb #44d18bcf
 def _holes(values: np.ndarray, unknown: bool) -> str:
     "What to say about a window that features cannot be made of; empty: nothing."
     if values.shape[1] < WINDOW_MIN:
@@ -433,18 +435,18 @@ def _holes(values: np.ndarray, unknown: bool) -> str:
         return f"a hole in the last {WINDOW_MIN} minutes"
     return ""
 
-
+# %% ../nbs/lib/16_serve.ipynb #44a7bcbc
 def _no_level(level: float) -> str:
     "What to say when the level of now is not known."
     return "hub_jobs of the newest minute is not known" if level != level else ""
 
-
+# %% ../nbs/lib/16_serve.ipynb #a9e213ba
 @patch
 def _too_old(self: Desk, lag_min: float, replay: bool) -> str:
     "What to say about data that are not about now."
     return f"the data are {lag_min:.0f} min old" if lag_min > self.serving.stale_after_min and not replay else ""
 
-
+# %% ../nbs/lib/16_serve.ipynb #25ab5c04
 @patch
 def _resting(self: Desk, line: Line) -> str:
     "What to say while a model rests after failures."
@@ -457,7 +459,7 @@ class Said(NamedTuple):
     forecast: list[float]  # now, then per horizon min, avg, max change and three probabilities
     features: np.ndarray  # float32 (features,)
 
-# %% ../nbs/lib/16_serve.ipynb #79f843d9
+# %% ../nbs/lib/16_serve.ipynb #fa8fee7b
 def features_of(
     task: Task,  # with values
 ) -> np.ndarray:  # float32 (features,)
@@ -468,7 +470,7 @@ def features_of(
     window = task.values[:, task.end + 1 - kernel.memory_min : task.end + 1]
     return task.package.features(window if len(kernel.columns) == len(COLUMNS) else window[[COLUMNS.index(c) for c in kernel.columns]], task.minute)
 
-
+# %% ../nbs/lib/16_serve.ipynb #c654ef32
 def ask(
     task: Task,  # without a problem
 ) -> Said:
@@ -476,14 +478,14 @@ def ask(
     x = features_of(task)
     return Said(task.package.forecast(x), x)
 
-# %% ../nbs/lib/16_serve.ipynb #a91c2d0d
+# %% ../nbs/lib/16_serve.ipynb #d9918123
 class Offsets(NamedTuple):
     "How far below and above a forecast the truth may lie."
 
     low: np.ndarray  # float64 (horizons, 3): min, avg, max; jobs
     high: np.ndarray
 
-
+# %% ../nbs/lib/16_serve.ipynb #907db107
 def offsets_of(
     found: Mapping[str, Sequence[float]],  # change_<target>_<horizon> -> lower and upper offset, jobs
     horizons: Sequence[int],  # minutes ahead
@@ -514,7 +516,7 @@ def class_of(
     likely = [p if g >= limit else -1.0 for p, g in zip(probs, gain)]
     return likely.index(max(likely))
 
-# %% ../nbs/lib/16_serve.ipynb #7ad6e7e4
+# %% ../nbs/lib/16_serve.ipynb #f1dfcdd0
 @dataclass(frozen=True)
 class Teller:
     "What is known of a package before any request, made ready for one."
@@ -524,7 +526,7 @@ class Teller:
     model: Offsets | None  # of the model's levels
     level: Offsets | None  # of the level as it is
 
-
+# %% ../nbs/lib/16_serve.ipynb #4756ce5e
 def teller_of(
     package: Package | None,  # None: a line without one
 ) -> Teller:
@@ -534,9 +536,9 @@ def teller_of(
     shares = [package.facts["class_shares"].get(str(h)) for h in package.horizons]
     return Teller(tuple(package.horizons), shares, *(offsets_of(o, package.horizons) for o in (package.intervals.model, package.intervals.level)))
 
-# %% ../nbs/lib/16_serve.ipynb #c5713e43
+# %% ../nbs/lib/16_serve.ipynb #bf7a4b1e
 def horizons_of(
-    teller: Teller,
+    teller: Teller,  # from `teller_of`
     forecast: np.ndarray,  # float32 (1 + 6 * horizons,)
 ) -> list[Horizon]:
     "A forecast as it is told."
@@ -545,25 +547,25 @@ def horizons_of(
     exact = table[:, 3:].tolist()
     return [Horizon(h, *levels[i], Surge(CLASSES[class_of(exact[i], teller.shares[i])], *probs[i])) for i, h in enumerate(teller.horizons)]
 
-
+# %% ../nbs/lib/16_serve.ipynb #f12236d9
 def level_horizons(
-    teller: Teller,
+    teller: Teller,  # from `teller_of`
     now: float,  # jobs
 ) -> list[Horizon]:
     "What is told when no model speaks: the queue stays as it is, give or take."
     levels = _levels(np.full((len(teller.horizons), len(TARGETS)), now), teller.level)
     return [Horizon(h, *levels[i]) for i, h in enumerate(teller.horizons)]
 
-# %% ../nbs/lib/16_serve.ipynb #170b3f94
+# %% ../nbs/lib/16_serve.ipynb #6048972a
 def model_score(
-    package: Package,
+    package: Package,  # knows the surge level
     forecast: np.ndarray,  # float32 (1 + 6 * horizons,)
 ) -> float:  # jobs; -inf while the hub is above the surge level
     "The highest level foreseen: what alarms are decided by, as in `evaluate.alarm_score`."
     now = float(forecast[0])
     return now + float(forecast[3::6].max()) if now <= package.site.thresholds.surge_level else float("-inf")
 
-# %% ../nbs/lib/16_serve.ipynb #7c679271
+# %% ../nbs/lib/16_serve.ipynb #25c7abce
 @patch
 def _alarm(self: Desk, task: Task, said: Said | None) -> Alarm:
     "Put rules and model together."
@@ -576,18 +578,18 @@ def _alarm(self: Desk, task: Task, said: Said | None) -> Alarm:
     reasons = self._reasons(task, said) if found.alarm and said is not None else []
     return Alarm(found.alarm, found.by, hybrid, None if package is None else limit, known, SEVERITIES[verdict.severity], list(verdict.fired), reasons)
 
-
+# %% ../nbs/lib/16_serve.ipynb #2a6ac39b
 @patch
 def _reasons(self: Desk, task: Task, said: Said) -> list[Reason]:
     "What moved the highest level foreseen most."
     highest = task.package.horizons[int(said.forecast[3::6].argmax())]
     return [Reason(name, round(jobs, 2)) for name, jobs in task.package.contributions(said.features, highest, "max", self.serving.reasons)]
 
-# %% ../nbs/lib/16_serve.ipynb #52bceb24
+# %% ../nbs/lib/16_serve.ipynb #c0326cb0
 @patch
 def compose(
     self: Desk,
-    task: Task,
+    task: Task,  # a minute
     said: Said | None = None,  # what the model said; None: nothing
     problem: str = "",  # why it said nothing, if not known before
 ) -> Answer:
@@ -610,13 +612,13 @@ def compose(
 
 _HUB = COLUMNS.index("hub_jobs")
 
-# %% ../nbs/lib/16_serve.ipynb #fe58cddf
+# %% ../nbs/lib/16_serve.ipynb #9d97afab
 @patch
 def _now(self: Desk) -> datetime:
     "The clock, as a moment."
     return datetime.fromtimestamp(self.clock(), UTC)
 
-
+# %% ../nbs/lib/16_serve.ipynb #0d0bca2c
 @patch
 def _until(self: Desk, minute: int) -> datetime:
     "Until when an answer about a minute may be used."
@@ -632,11 +634,11 @@ def _cached(self: Desk, task: Task, problem: str) -> Answer:
     age_min = max(task.minute - minute_of(last.at), 0)
     return msgspec.structs.replace(last, id=self.ids(), made=self._now(), source="cache", age_min=age_min, notes=[*task.notes, problem])
 
-# %% ../nbs/lib/16_serve.ipynb #97542234
+# %% ../nbs/lib/16_serve.ipynb #8a95aa29
 @patch
 def failed(
     self: Desk,
-    line: Line,
+    line: Line,  # whose model failed
     error: BaseException | str,  # what happened
 ) -> str:  # what to tell
     "Count a failure of a line's model."
@@ -646,12 +648,12 @@ def failed(
     log.error("line %s: its model failed: %s", line.name, error)
     return "the model failed" if isinstance(error, BaseException) else error
 
-
+# %% ../nbs/lib/16_serve.ipynb #9bea73ad
 @patch
 def finish(
     self: Desk,
-    task: Task,
-    said: Said,
+    task: Task,  # a minute
+    said: Said,  # from `ask`
 ) -> Answer:
     "Answer with what a model said; a forecast that is no number is a failure."
     if not np.isfinite(said.forecast).all():
@@ -659,11 +661,11 @@ def finish(
     task.line.failures = 0
     return self.compose(task, said)
 
-# %% ../nbs/lib/16_serve.ipynb #d07f1587
+# %% ../nbs/lib/16_serve.ipynb #e8765929
 @patch
 def answer(
     self: Desk,
-    task: Task,
+    task: Task,  # a minute
 ) -> Answer:
     "Forecast and compose."
     if task.package is None or task.problem:
@@ -674,16 +676,16 @@ def answer(
         return self.compose(task, problem=self.failed(task.line, e))
     return self.finish(task, said)
 
-
+# %% ../nbs/lib/16_serve.ipynb #b7cb30d2
 @patch
 def predict(
     self: Desk,
-    window: Window,
+    window: Window,  # as received
 ) -> Answer:
     "Answer a window."
     return self.answer(self.take_window(window))
 
-# %% ../nbs/lib/16_serve.ipynb #0ae669ce
+# %% ../nbs/lib/16_serve.ipynb #c0fd2b7d
 @patch
 def shadow(
     self: Desk,
@@ -696,7 +698,7 @@ def shadow(
     beside = task._replace(role="shadow", package=package, inputs=None, line=_stand_in(task.line))
     return self.answer(beside)
 
-
+# %% ../nbs/lib/16_serve.ipynb #d1e835a5
 def _stand_in(line: Line) -> Line:
     "A copy of a line, so that a shadow leaves no trace on it."
     return Line(line.name, line.told, line.packages, line.tellers, line.judge, line.limit_min)
@@ -721,11 +723,11 @@ def take_row(
     some_unknown(values)
     return {"line": row.line, "minute": minute, "received": self._now(), "values": values}
 
-# %% ../nbs/lib/16_serve.ipynb #daa1aa64
+# %% ../nbs/lib/16_serve.ipynb #f90a95e2
 @patch
 def remember(
     self: Desk,
-    line: Line,
+    line: Line,  # at this desk
 ) -> History:
     "The minutes of a line, brought up to date from the store."
     if line.history is None:
@@ -753,11 +755,11 @@ def row_status(
         return "late"
     return "duplicate" if np.array_equal(history.raw[:, place], record["values"], equal_nan=True) else "corrected"
 
-# %% ../nbs/lib/16_serve.ipynb #f9e7fcfd
+# %% ../nbs/lib/16_serve.ipynb #50ca34dd
 @patch
 def newest_task(
     self: Desk,
-    line: Line,
+    line: Line,  # at this desk
 ) -> Task:  # its newest minute
     "The newest minute of a line, as the store has it."
     history = self.remember(line)
@@ -768,9 +770,9 @@ def newest_task(
     problem = self._resting(line) or self._too_old(self.clock() / 60 - history.newest, False) or hole
     return Task(line, role, package, history.newest, history.raw[:, history.end].copy(), history.filled, history.end, problem, [], None)
 
-# %% ../nbs/lib/16_serve.ipynb #5b6ea676
+# %% ../nbs/lib/16_serve.ipynb #3ab18b59
 def prediction_row(
-    answer: Answer,
+    answer: Answer,  # as told
     sent: bytes,  # the answer as it went out
     inputs: bytes | None = None,  # the window it was made from
 ) -> dict:  # of the store's table predictions
@@ -778,7 +780,7 @@ def prediction_row(
     return {"id": answer.id, "line": answer.line, "minute": minute_of(answer.at), "made": answer.made, "source": answer.source, "model": answer.model,
             "role": answer.role, "alarm": answer.alarm.on, "answer": sent, "inputs": inputs}
 
-
+# %% ../nbs/lib/16_serve.ipynb #648c6223
 def read_inputs(
     inputs: bytes,  # as kept
 ) -> dict:  # columns, rows

@@ -16,9 +16,9 @@ import typer
 
 from .core import InputError, project_root
 
-# %% ../nbs/lib/18_serving.ipynb #30a94a60
+# %% ../nbs/lib/18_serving.ipynb #8d8d597a
 def find_package(
-    name: str,  # latest, a run's id, a deployed version, or a folder
+    name: str,  # what to deploy
 ) -> Path:  # the package's folder
     "The package that is meant."
     from amhs.config import settings
@@ -31,7 +31,7 @@ def find_package(
     options = [Path(name), runs / name / made, *([package_folder(name)] if name in deployed_versions() else [])]
     return next((p for p in options if (p / "package.json").is_file()), None) or _none("there is no such package", name)
 
-
+# %% ../nbs/lib/18_serving.ipynb #1ff80e13
 def _none(what: str, name: str) -> Path:
     "Say that there is no package, and how to get one."
     raise InputError(what, got=name, fix="run `amhs run develop`: stage 08 writes it; or give a folder, a run's id, or a version of `amhs deploy ls`")
@@ -70,16 +70,16 @@ def show(
         shown.add_row(*("" if value != value else str(value) for value in row))
     Console().print(shown)
 
-# %% ../nbs/lib/18_serving.ipynb #91f44f49
+# %% ../nbs/lib/18_serving.ipynb #bee9b824
 @deploy_app.command("put")
 def deploy_put(
-    package: Annotated[str, typer.Argument(help="latest, a run's id, a deployed version, or a folder.")] = "latest",
-    line: Annotated[list[str] | None, _LINE] = None,
-    role: Annotated[str, typer.Option("--as", help="live, canary or shadow.")] = "live",
-    share: Annotated[float | None, typer.Option(min=0, max=1, help="Share of the minutes a canary answers.")] = None,
-    hybrid: Annotated[str | None, typer.Option(help="rules, shadow, rules_first, corrected or model.")] = None,
-    why: Annotated[str, _WHY] = "",
-    who: Annotated[str | None, _WHO] = None,
+    package: Annotated[str, typer.Argument(help="latest, a run's id, a deployed version, or a folder.")] = "latest",  # what to deploy
+    line: Annotated[list[str] | None, _LINE] = None,  # None: those the package was trained on
+    role: Annotated[str, typer.Option("--as", help="live, canary or shadow.")] = "live",  # live, canary or shadow
+    share: Annotated[float | None, typer.Option(min=0, max=1, help="Share of the minutes a canary answers.")] = None,  # share of the minutes a canary answers
+    hybrid: Annotated[str | None, typer.Option(help="rules, shadow, rules_first, corrected or model.")] = None,  # a name of HYBRIDS
+    why: Annotated[str, _WHY] = "",  # kept on record
+    who: Annotated[str | None, _WHO] = None,  # None: who is logged in
 ) -> None:
     "Put a package in charge of lines, on trial, or in the shadow. A running service follows within a second."
     from amhs.deployment import deploy
@@ -102,18 +102,18 @@ def deploy_ls() -> None:
     show(pd.DataFrame([{"line": n, **d.model_dump()} for n, d in lines.items()]), "no line is deployed yet; amhs deploy put latest")
     print("packages:", ", ".join(deployed_versions()) or "none")
 
-# %% ../nbs/lib/18_serving.ipynb #5a31fff8
+# %% ../nbs/lib/18_serving.ipynb #1f377c2f
 @deploy_app.command("assign")
 def deploy_assign(
-    line: Annotated[str, typer.Argument(help="A line.")],
-    live: Annotated[str | None, typer.Option(help="Version that answers; '' for rules alone.")] = None,
-    canary: Annotated[str | None, typer.Option(help="Version on trial; '' for none.")] = None,
-    share: Annotated[float | None, typer.Option(min=0, max=1, help="Share of the minutes the canary answers.")] = None,
-    shadow: Annotated[str | None, typer.Option(help="Version that only listens; '' for none.")] = None,
-    hybrid: Annotated[str | None, typer.Option(help="rules, shadow, rules_first, corrected or model.")] = None,
-    site: Annotated[str | None, typer.Option(help="Profile of a line without a package.")] = None,
-    why: Annotated[str, _WHY] = "",
-    who: Annotated[str | None, _WHO] = None,
+    line: Annotated[str, typer.Argument(help="A line.")],  # None: those the package was trained on
+    live: Annotated[str | None, typer.Option(help="Version that answers; '' for rules alone.")] = None,  # version that answers
+    canary: Annotated[str | None, typer.Option(help="Version on trial; '' for none.")] = None,  # version on trial
+    share: Annotated[float | None, typer.Option(min=0, max=1, help="Share of the minutes the canary answers.")] = None,  # 0 to 1
+    shadow: Annotated[str | None, typer.Option(help="Version that only listens; '' for none.")] = None,  # version that only listens
+    hybrid: Annotated[str | None, typer.Option(help="rules, shadow, rules_first, corrected or model.")] = None,  # a name of HYBRIDS
+    site: Annotated[str | None, typer.Option(help="Profile of a line without a package.")] = None,  # a name in params/sites
+    why: Annotated[str, _WHY] = "",  # kept on record
+    who: Annotated[str | None, _WHO] = None,  # None: who is logged in
 ) -> None:
     "Change one line: add one that has only rules, end a trial, combine rules and model differently."
     from amhs.deployment import assign
@@ -122,24 +122,24 @@ def deploy_assign(
     now = assign(line, None, _who(who), why, **{k: v for k, v in asked.items() if v is not None})
     print(f"{line}: {now.live or 'rules alone'}, {now.hybrid}")
 
-# %% ../nbs/lib/18_serving.ipynb #64587ce6
+# %% ../nbs/lib/18_serving.ipynb #d028ac2d
 @deploy_app.command("rollback")
 def deploy_rollback(
-    line: Annotated[str, typer.Argument(help="A line.")],
-    why: Annotated[str, _WHY] = "",
-    who: Annotated[str | None, _WHO] = None,
+    line: Annotated[str, typer.Argument(help="A line.")],  # None: those the package was trained on
+    why: Annotated[str, _WHY] = "",  # kept on record
+    who: Annotated[str | None, _WHO] = None,  # None: who is logged in
 ) -> None:
     "Bring back who answered before."
     from amhs.deployment import rollback
 
     print(f"{line}: {rollback(line, None, _who(who), why).live} answers again")
 
-
+# %% ../nbs/lib/18_serving.ipynb #08f7e931
 @deploy_app.command("retire")
 def deploy_retire(
-    line: Annotated[str, typer.Argument(help="A line.")],
-    why: Annotated[str, _WHY] = "",
-    who: Annotated[str | None, _WHO] = None,
+    line: Annotated[str, typer.Argument(help="A line.")],  # None: those the package was trained on
+    why: Annotated[str, _WHY] = "",  # kept on record
+    who: Annotated[str | None, _WHO] = None,  # None: who is logged in
 ) -> None:
     "Stop answering for a line."
     from amhs.deployment import retire
@@ -147,7 +147,7 @@ def deploy_retire(
     retire(line, None, _who(who), why)
     print(f"{line}: no longer answered")
 
-
+# %% ../nbs/lib/18_serving.ipynb #d01fb6e4
 @deploy_app.command("history")
 def deploy_history() -> None:
     "Every change that was made, oldest first."
@@ -155,20 +155,20 @@ def deploy_history() -> None:
 
     show(deployment_history(), "nothing was deployed yet")
 
-# %% ../nbs/lib/18_serving.ipynb #6b6378c9
+# %% ../nbs/lib/18_serving.ipynb #ce51ab8c
 keys_app = typer.Typer(name="keys", no_args_is_help=True, rich_markup_mode=None, help="Who may call the service.")
 
 
 @keys_app.command("add")
 def keys_add(
-    name: Annotated[str, typer.Argument(help="Who will call with it.")],
+    name: Annotated[str, typer.Argument(help="Who will call with it.")],  # who will call with it
 ) -> None:
     "Make a key and show it, this once."
     from amhs.access import add_key
 
     print(add_key(name))
 
-
+# %% ../nbs/lib/18_serving.ipynb #2b5dbfc8
 @keys_app.command("ls")
 def keys_ls() -> None:
     "All keys, without their secrets."
@@ -176,17 +176,17 @@ def keys_ls() -> None:
 
     show(key_table(read_keys()), "no key was made yet; amhs keys add NAME")
 
-
+# %% ../nbs/lib/18_serving.ipynb #16095561
 @keys_app.command("revoke")
 def keys_revoke(
-    id: Annotated[str, typer.Argument(help="Of the key; see amhs keys ls.")],
+    id: Annotated[str, typer.Argument(help="Of the key; see amhs keys ls.")],  # of the key
 ) -> None:
     "Make a key worthless; a running service follows within a second."
     from amhs.access import revoke_key
 
     print(f"{revoke_key(id).name}: revoked")
 
-# %% ../nbs/lib/18_serving.ipynb #eea2405a
+# %% ../nbs/lib/18_serving.ipynb #1063ec96
 rules_app = typer.Typer(name="rules", no_args_is_help=True, rich_markup_mode=None, help="Rule files: check, and judge on telemetry.")
 _RULES = typer.Argument(help="A rule file; none: params/rules.yaml.")
 _SITE = typer.Option("--site", help="Site profile, whose thresholds the rules name.")
@@ -194,8 +194,8 @@ _SITE = typer.Option("--site", help="Site profile, whose thresholds the rules na
 
 @rules_app.command("check")
 def rules_check(
-    file: Annotated[Path | None, _RULES] = None,
-    site: Annotated[str, _SITE] = "simulated",
+    file: Annotated[Path | None, _RULES] = None,  # None: params/rules.yaml
+    site: Annotated[str, _SITE] = "simulated",  # a name in params/sites
 ) -> None:
     "Check a rule file; show its rules and its version."
     from amhs.config import load_site
@@ -205,12 +205,12 @@ def rules_check(
     show(rule_table(rules), "the file has no rules")
     print("version:", rules.version)
 
-
+# %% ../nbs/lib/18_serving.ipynb #2f017b92
 @rules_app.command("judge")
 def rules_judge(
-    data: Annotated[Path, typer.Option(help="Data set to judge on: a folder of `amhs import` or `amhs simulate`.")],
-    file: Annotated[Path | None, _RULES] = None,
-    site: Annotated[str, _SITE] = "simulated",
+    data: Annotated[Path, typer.Option(help="Data set to judge on: a folder of `amhs import` or `amhs simulate`.")],  # Parquet by line and day
+    file: Annotated[Path | None, _RULES] = None,  # None: params/rules.yaml
+    site: Annotated[str, _SITE] = "simulated",  # a name in params/sites
 ) -> None:
     "What a rule file would have raised and caught; the level rule beside it."
     import pandas as pd
@@ -238,11 +238,11 @@ def service_environment(
            "NUMBA_NUM_THREADS": "1"}
     return {**own, **environment, "AMHS_ROOT": str(project_root())}
 
-# %% ../nbs/lib/18_serving.ipynb #54518d2d
+# %% ../nbs/lib/18_serving.ipynb #0f4ef6fe
 def serve(
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every one.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 3000,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes that answer; none: as service.py says.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every one.")] = "127.0.0.1",  # address to listen on
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 3000,  # port to listen on
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes that answer; none: as service.py says.")] = None,  # processes that answer
 ) -> None:
     "Start the service; with nothing deployed yet, the newest package goes live first."
     from amhs.deployment import deploy, read_deployment
