@@ -552,12 +552,12 @@ def rehearse(
         rollback_s = wait_for(service, line, old)
         return {"from": old, "to": new, "switch_s": switch_s, "rollback_s": rollback_s, **offered.result()}
 
-# %% ../nbs/lib/18_integration.ipynb #bd7d1583
+# %% ../nbs/lib/18_integration.ipynb #7463edb8
 def rehearsal_table(
     rehearsed: Mapping,  # from `rehearse`
 ) -> pd.DataFrame:  # one row per step: from, to, seconds
     "The rehearsal, for people."
-    steps = {"switch": ("from", "to", "switch_s"), "rollback": ("to", "from", "rollback_s")}
+    steps = {"forth": ("from", "to", "switch_s"), "back": ("to", "from", "rollback_s")}
     rows = {name: {"from": rehearsed[a], "to": rehearsed[b], "seconds": rehearsed[s]} for name, (a, b, s) in steps.items()}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("step")
 
