@@ -239,7 +239,7 @@ class _Trial:
         except (Failure, FailureGroup) as e:
             self.wrong.append(_told(e, case))
 
-# %% ../nbs/lib/18_integration.ipynb #861bd565
+# %% ../nbs/lib/18_integration.ipynb #66155705
 def _try_operation(service: Running, operation: Any, params: IntegrationParams) -> dict:
     "Made-up requests to one operation."
     from hypothesis import HealthCheck, Phase, given, seed
@@ -255,7 +255,7 @@ def _try_operation(service: Running, operation: Any, params: IntegrationParams) 
             if "Unsatisfiable" not in type(e).__name__ and "Skip" not in type(e).__name__:
                 raise
     said = ", ".join(f"{n} × {s}" for s, n in sorted(trial.statuses.items()))
-    return {"requests": sum(trial.statuses.values()), "statuses": said, "wrong": len(trial.wrong), "first": f"`{trial.wrong[0]}`" if trial.wrong else ""}
+    return {"requests": sum(trial.statuses.values()), "statuses": said, "wrong": len(trial.wrong), "first_wrong": f"`{trial.wrong[0]}`" if trial.wrong else ""}
 
 # %% ../nbs/lib/18_integration.ipynb #24154993
 def contract(

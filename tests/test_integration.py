@@ -150,7 +150,7 @@ def test_wrong_requests_are_refused_with_a_sentence(tried):
 def test_the_contract_is_kept(tried):
     found = integration.contract(tried["service"], PARAMS)
     assert len(found) == 10 and found["requests"].min() > 0
-    assert found["wrong"].sum() == 0, found["first"].tolist()
+    assert found["wrong"].sum() == 0, found["first_wrong"].tolist()
     assert " × 200" in found.loc["POST /v1/predict", "statuses"] and " × 4" in found.loc["POST /v1/predict", "statuses"]
 
 
@@ -170,7 +170,7 @@ def test_an_answer_the_document_does_not_announce_is_seen(tried, monkeypatch):
 
     monkeypatch.setattr(integration, "ask_raw", forged)
     found = integration.contract(tried["service"], PARAMS)
-    assert (found["wrong"] > 0).all() and all(found["first"].str.contains("/v1/"))
+    assert (found["wrong"] > 0).all() and all(found["first_wrong"].str.contains("/v1/"))
 
 
 def test_what_users_expect(tried):
