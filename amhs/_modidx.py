@@ -1391,6 +1391,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'amhs.serve.teller_of': ('lib/serve.html#teller_of', 'amhs/serve.py'),
                             'amhs.serve.trial_table': ('lib/serve.html#trial_table', 'amhs/serve.py')},
             'amhs.serving': { 'amhs.serving._none': ('lib/serving.html#_none', 'amhs/serving.py'),
+                              'amhs.serving._registered': ('lib/serving.html#_registered', 'amhs/serving.py'),
                               'amhs.serving._who': ('lib/serving.html#_who', 'amhs/serving.py'),
                               'amhs.serving.deploy_assign': ('lib/serving.html#deploy_assign', 'amhs/serving.py'),
                               'amhs.serving.deploy_history': ('lib/serving.html#deploy_history', 'amhs/serving.py'),

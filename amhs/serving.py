@@ -7,8 +7,8 @@ __all__ = ['deploy_app', 'keys_app', 'rules_app', 'find_package', 'show', 'deplo
            'deploy_rollback', 'deploy_retire', 'deploy_history', 'keys_add', 'keys_ls', 'keys_revoke', 'rules_check',
            'rules_judge', 'service_environment', 'serve']
 
-# %% ../nbs/lib/18_serving.ipynb #c82bdf41
-import os, sys
+# %% ../nbs/lib/18_serving.ipynb #09faff48
+import os, re, sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +16,7 @@ import typer
 
 from .core import InputError, project_root
 
-# %% ../nbs/lib/18_serving.ipynb #8d8d597a
+# %% ../nbs/lib/18_serving.ipynb #d0719005
 def find_package(
     name: str,  # what to deploy
 ) -> Path:  # the package's folder
@@ -29,7 +29,18 @@ def find_package(
         found = sorted(runs.glob(f"*/{made}/package.json"), key=lambda p: p.stat().st_mtime)
         return found[-1].parent if found else _none("no run has a package yet", name)
     options = [Path(name), runs / name / made, *([package_folder(name)] if name in deployed_versions() else [])]
-    return next((p for p in options if (p / "package.json").is_file()), None) or _none("there is no such package", name)
+    return next((p for p in options if (p / "package.json").is_file()), None) or _registered(name) or _none("there is no such package", name)
+
+# %% ../nbs/lib/18_serving.ipynb #2b429efe
+def _registered(name: str) -> Path | None:
+    "The package of a registered version: 3, fab1/3, champion, best; None: this is no such name."
+    from amhs.config import settings
+
+    if settings().registry == "off" or not re.fullmatch(r"([\w.-]+/)?(\d+|champion|challenger|previous|best)", name):
+        return None
+    from amhs.registry import fetch_version
+
+    return fetch_version(name, settings().data / "fetched" / name.replace("/", "_"), part="package")
 
 # %% ../nbs/lib/18_serving.ipynb #1ff80e13
 def _none(what: str, name: str) -> Path:
@@ -70,10 +81,10 @@ def show(
         shown.add_row(*("" if value != value else str(value) for value in row))
     Console().print(shown)
 
-# %% ../nbs/lib/18_serving.ipynb #bee9b824
+# %% ../nbs/lib/18_serving.ipynb #90b6156b
 @deploy_app.command("put")
 def deploy_put(
-    package: Annotated[str, typer.Argument(help="latest, a run's id, a deployed version, or a folder.")] = "latest",  # what to deploy
+    package: Annotated[str, typer.Argument(help="latest, 3 or champion (registry), a run, a deployed version, a folder.")] = "latest",  # what to deploy
     line: Annotated[list[str] | None, _LINE] = None,  # None: those the package was trained on
     role: Annotated[str, typer.Option("--as", help="live, canary or shadow.")] = "live",  # live, canary or shadow
     share: Annotated[float | None, typer.Option(min=0, max=1, help="Share of the minutes a canary answers.")] = None,  # share of the minutes a canary answers

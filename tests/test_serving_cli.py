@@ -64,6 +64,26 @@ def test_the_latest_package_is_the_newest_runs(amhs, package, tmp_path):
     assert load_package(package).version in amhs("deploy", "put")
 
 
+def test_the_nth_model_is_one_command(amhs, package, tmp_path, monkeypatch):
+    from amhs import registry
+
+    asked = []
+
+    def fetched(ref, folder, part="model"):
+        asked.append((ref, part))
+        return shutil.copytree(package, folder, dirs_exist_ok=True)
+
+    monkeypatch.setattr(registry, "fetch_version", fetched)
+    monkeypatch.setenv("AMHS_DATA", str(tmp_path))
+    monkeypatch.setenv("AMHS_REGISTRY", f"sqlite:///{tmp_path}/mlflow.sqlite")
+    assert load_package(package).version in amhs("deploy", "put", "3")
+    assert load_package(package).version in amhs("deploy", "put", "simulated/champion")
+    assert asked == [("3", "package"), ("simulated/champion", "package")]
+    monkeypatch.setenv("AMHS_REGISTRY", "off")
+    with pytest.raises(InputError, match="no such package"):
+        amhs("deploy", "put", "3")
+
+
 def test_keys_are_shown_once(amhs, tmp_path):
     assert "no key was made yet" in amhs("keys", "ls")
     key = amhs("keys", "add", "line monitor").strip()
