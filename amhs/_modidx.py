@@ -476,6 +476,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'amhs.execute._before': ('lib/execute.html#_before', 'amhs/execute.py'),
                               'amhs.execute._begin_page': ('lib/execute.html#_begin_page', 'amhs/execute.py'),
                               'amhs.execute._client': ('lib/execute.html#_client', 'amhs/execute.py'),
+                              'amhs.execute._close_loop': ('lib/execute.html#_close_loop', 'amhs/execute.py'),
                               'amhs.execute._dead': ('lib/execute.html#_dead', 'amhs/execute.py'),
                               'amhs.execute._ending': ('lib/execute.html#_ending', 'amhs/execute.py'),
                               'amhs.execute._engine': ('lib/execute.html#_engine', 'amhs/execute.py'),

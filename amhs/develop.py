@@ -590,7 +590,7 @@ def judge(
         valid_telemetry=block(data.telemetry, data.times, "valid"), truth=data.truth, rules=load_rules(site=data.site),
         n_draws=params.bootstrap, seed=params.seed)
 
-# %% ../nbs/lib/11_develop.ipynb #c03f28aa
+# %% ../nbs/lib/11_develop.ipynb #7d859995
 def acceptance(
     evaluation: Evaluation,  # from `judge`
     criteria: Criteria,  # from stage 01
@@ -605,7 +605,7 @@ def acceptance(
          f"mean recall of the classes, {h} minutes ahead"),
         ("event_recall", found["event_recall"], ">=", criteria.min_event_recall, f"at a false-alarm budget of {budget} a day"),
         ("false_per_day", found["false_per_day"], "<=", false_limit(criteria, days),
-         f"budget {budget} a day, kept on validation rows; the most that chance explains in {days:.0f} test days"),
+         f"budget {budget} a day, kept on validation rows; in a test of {days:.0f} days the most that chance explains"),
         ("median_lead_min", found["median_lead_min"], ">=", criteria.min_median_lead_min, "minutes between alarm and event"),
     ]
     return pd.DataFrame(rows, columns=["criterion", "value", "op", "limit", "why"]).set_index("criterion")

@@ -279,7 +279,7 @@ def _client() -> type:
 
     return Client
 
-# %% ../nbs/lib/23_execute.ipynb #e523e7f4
+# %% ../nbs/lib/23_execute.ipynb #7bc6b116
 def _engine() -> type:
     "papermill's engine with our client."
     from papermill.engines import NBClientEngine
@@ -288,6 +288,8 @@ def _engine() -> type:
         @classmethod
         def execute_notebook(cls, nb, kernel_name, watch=None, **kw):
             watch.prepare(nb)
+            watch.unsaved.append(nb)
+            watch.save()  # from the first moment on there is something to read
             try:
                 return super().execute_notebook(nb, kernel_name, watch=watch, **kw)
             finally:
@@ -305,7 +307,16 @@ def _engine() -> type:
 
     return Engine
 
-# %% ../nbs/lib/23_execute.ipynb #507b65fa
+# %% ../nbs/lib/23_execute.ipynb #53f0f7a6
+def _close_loop() -> None:
+    "Close the event loop the client ran in; left to the interpreter's end, it complains that its sockets are gone."
+    from jupyter_core.utils import ensure_event_loop
+
+    loop = ensure_event_loop()
+    if not loop.is_running():
+        loop.close()
+
+# %% ../nbs/lib/23_execute.ipynb #4b38396f
 def _papermill(notebook: Path, params: dict, watch: Watch) -> None:
     "Execute a notebook into the stage's folder; raises what papermill raises."
     from papermill.engines import papermill_engines
@@ -320,6 +331,7 @@ def _papermill(notebook: Path, params: dict, watch: Watch) -> None:
                          execution_timeout=watch.limits.cell_timeout_s, autosave_cell_every=30)
     finally:
         watch.leftovers()
+        _close_loop()
 
 # %% ../nbs/lib/23_execute.ipynb #528b1443
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")

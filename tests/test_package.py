@@ -336,7 +336,7 @@ def test_stage_08_is_skipped_when_the_model_was_refused(tmp_path, monkeypatch):
     own_settings(monkeypatch, tmp_path)
     make_project(tmp_path)
     shutil.copy(HOUSE / "nbs/stages/08_inference.ipynb", tmp_path / "nbs/stages")
-    result = runs.run_pipeline(run_id="toy", manner=QUIET)
+    result = runs.run_pipeline(run_id="toy", last="inference", manner=QUIET)
     found = result.manifests[-1]
     assert (found["stage"], found["status"], result.exit_code) == ("inference", "skipped", 0)
     assert "refused" in found["reason"] and not found["outputs"] and "evaluation.json" in found["inputs"]["evaluate"]["artefacts"]

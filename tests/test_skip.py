@@ -63,7 +63,9 @@ def test_a_changed_parameter_runs_its_stage_and_what_reads_a_changed_result(toy)
     said = why(sets={"train.trees": 7})
     default = read_json(toy / "runs/first/06_train/manifest.json")["parameters"]["trees"]
     assert said == {"train": f"train.trees changed {default} → 7", "evaluate": "train runs before it; skipped if that changes nothing it reads",
-                    "inference": "evaluate runs before it; skipped if that changes nothing it reads"}
+                    "inference": "evaluate runs before it; skipped if that changes nothing it reads",
+                    "integration": "evaluate runs before it; skipped if that changes nothing it reads; "
+                                   "inference runs before it; skipped if that changes nothing it reads"}
     done = runs.run_pipeline(sets={"train.trees": 7}, manner=QUIET)
     assert done.executed == ("train",), "the toy's model came out the same, so evaluating it again would change nothing"
     assert read_json(done.folder / "run.json")["sources"].keys() == {*ALL} - {"train"}
@@ -74,7 +76,7 @@ def test_a_changed_parameter_runs_its_stage_and_what_reads_a_changed_result(toy)
 def test_a_changed_result_runs_what_read_it(toy):
     write_stage(toy, "data", "run.output('labelled').write_text('other labels')\nrun.output = lambda name: run.folder / 'unused'")
     done = runs.run_pipeline(manner=QUIET)
-    assert done.executed == ("data", "develop", "train", "evaluate", "inference") and why() == {}
+    assert done.executed == ("data", "develop", "train", "evaluate", "inference", "integration") and why() == {}
     assert read_json(done.folder / "run.json")["steps"]["develop"]["why"] == ["input data/labelled changed"]
 
 

@@ -243,14 +243,14 @@ def install(tmp_path, apt_get=None, **more):
 
 def test_system_packages_are_no_reason_to_fail_or_wait(tmp_path):
     done = install(tmp_path)
-    assert done.returncode == 0 and "not installed: chromium (there is no apt-get here)" in done.stdout
+    assert done.returncode == 0 and "not installed: chromium " in done.stdout and "(there is no apt-get here)" in done.stdout
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="apt-get is only called as root here")
 @pytest.mark.parametrize("apt_get", ["sleep 100", "exit 100"], ids=["hangs", "fails"])
 def test_apt_get_that_hangs_or_fails_is_given_up(tmp_path, apt_get):
     done = install(tmp_path, apt_get, LIMIT_S="1")
-    assert done.returncode == 0 and "not installed: chromium (apt-get could not)" in done.stdout
+    assert done.returncode == 0 and "not installed: chromium " in done.stdout and "(apt-get could not)" in done.stdout
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="apt-get is only called as root here")
@@ -258,4 +258,4 @@ def test_apt_get_is_asked_for_what_is_missing_and_asks_nothing_back(tmp_path):
     done = install(tmp_path, f'echo "$DEBIAN_FRONTEND $*" >>{tmp_path}/asked; read -r answer && exit 1; exit 0')
     asked = (tmp_path / "asked").read_text()
     assert done.returncode == 0 and "not installed" not in done.stdout
-    assert asked.startswith("noninteractive -qq -y ") and asked.rstrip().endswith("install --no-install-recommends chromium")
+    assert asked.startswith("noninteractive -qq -y ") and "install --no-install-recommends chromium" in asked
