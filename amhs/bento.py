@@ -142,9 +142,9 @@ def bento_contents(
         rows.setdefault(name, []).append(file.stat().st_size)
     return pd.DataFrame({n: {"files": len(s), "kb": sum(s) / 1024} for n, s in rows.items()}).T.rename_axis("part").astype({"files": int})
 
-# %% ../nbs/lib/17_bento.ipynb #0e23f669
+# %% ../nbs/lib/17_bento.ipynb #d110d51a
 _NO_FILES = re.compile(r"(api_keys|\.env|\.sqlite|\.pkl|\.pickle|\.joblib|\.key|\.pem|\.ipynb)(\.json)?$|id_rsa|history\.jsonl")
-_NO_TEXT = re.compile(rb"--(extra-)?index-url|amhs_[0-9a-f]{8}_[0-9a-f]{64}|BEGIN [A-Z ]*PRIVATE KEY|://[^/\s:\"'{]+:[^@\s\"'{]+@")
+_NO_TEXT = re.compile(rb"--(extra-)?index-|amhs_[0-9a-f]{8}_[0-9a-f]{64}|BEGIN [A-Z ]*PRIVATE KEY|://[^/\s:\"'{]+:[^@\s\"'{]+@")
 
 # %% ../nbs/lib/17_bento.ipynb #2968ddb6
 def bento_problems(

@@ -61,6 +61,13 @@ def test_library_notebook_runs(path):
     assert done.returncode == 0 and "Success" in done.stdout + done.stderr, done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("path", [*LIBRARY, *STAGES], ids=lambda p: p.stem)
+def test_outputs_kept_are_for_readers(path):
+    "Warnings name places of the machine they were made on, and teach nothing."
+    streams = [o for c in code_cells(path) for o in c.outputs if o.output_type == "stream" and o.name == "stderr"]
+    assert streams == [] and str(ROOT) not in path.read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("path", LIBRARY, ids=lambda p: p.stem)
 def test_library_notebook_opens_with_title_and_summary(path):
     first = nbformat.read(path, 4).cells[0].source
