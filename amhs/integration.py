@@ -9,7 +9,7 @@ __all__ = ['CHECKS', 'STALENESS_OFF', 'Running', 'running', 'ask_raw', 'Case', '
            'refused_share', 'twin', 'previous_package', 'wait_for', 'rehearse', 'rehearsal_table', 'decide_role',
            'put_in_place', 'line_table', 'decision_table']
 
-# %% ../nbs/lib/18_integration.ipynb #17232a90
+# %% ../nbs/lib/18_integration.ipynb #8d262c27
 import json, os, shutil, sys, time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -30,7 +30,8 @@ from .client import Client, window_of
 from .config import Count, Frozen, IntegrationParams, checked, read_yaml, settings
 from .core import InputError, StageError
 from .deployment import deploy, local_now, package_folder, read_deployment, rollback
-from .inference import Package, load_package, seal, unseal
+from .engines import seal, unseal
+from .inference import Package, load_package
 from .load import Offered
 from .messages import Answer, Window
 from .offline import score_rows

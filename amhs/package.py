@@ -7,7 +7,7 @@ __all__ = ['PROVEN', 'SINGLE_ROWS', 'TURNS', 'NEEDS', 'build_engines', 'validati
            'candidate_table', 'choose_alarm', 'conformal', 'coverage', 'resolved_rules', 'example_window', 'licences',
            'write_package', 'replay', 'interval_table', 'contents', 'alarm_table', 'licence_table', 'refused_table']
 
-# %% ../nbs/lib/16_package.ipynb #724bc01f
+# %% ../nbs/lib/16_package.ipynb #a8df2d7c
 import json, math
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, distribution
@@ -23,7 +23,8 @@ from .core import AmhsError, ModelError, atomic_path, read_json, seeded, sha256_
 from .develop import Labelled, block
 from .evaluate import alarm_curve, alarm_score, choose_threshold
 from .features import build_features, compile_features
-from .inference import ENGINES, OUTPUTS, Alarm, Engine, Intervals, Package, load_package, make_engine, seal
+from .engines import ENGINES, OUTPUTS, Engine, make_engine, seal
+from .inference import Alarm, Intervals, Package, load_package
 from .model import NOW, Boosted, Forecaster, load_model, surge_class
 from .rules import RuleSet, load_rules
 from .telemetry import SCHEMA, fill_gaps, minute_numbers

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"core"}, {"answers", "messages", "processes", "load"},
     {"config", "client"}, {"pages"}, {"documents"}, {"telemetry"}, {"simulate", "quality", "features", "targets", "rules"}, {"model"},
-    {"evaluate", "plots", "inference"}, {"develop", "deployment", "access"}, {"registry", "store"}, {"package", "serve"},
+    {"evaluate", "plots", "engines"}, {"inference"}, {"develop", "deployment", "access"}, {"registry", "store"}, {"package", "serve"},
     {"api", "bento", "offline"}, {"integration"},
     {"monitor"}, {"retrain"},
     {"stages"}, {"provenance"}, {"plan"}, {"reports"}, {"compare"}, {"wire"}, {"kernel"}, {"warm"}, {"execute"}, {"runs"},
