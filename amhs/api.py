@@ -305,12 +305,12 @@ async def model(front: Front, request: Request) -> bytes:
              for p in front.desk.packages.values()]
     return _ENCODE({"models": found, "errors": front.desk.errors})
 
-# %% ../nbs/lib/17_api.ipynb #06acd38a
+# %% ../nbs/lib/17_api.ipynb #592a03ef
 async def explain(front: Front, request: Request) -> bytes:
     "Why: SHAP contributions to one forecast."
     wanted = _EXPLAIN(await front.body(request))
     kept = await asyncio.to_thread(front._kept, wanted.prediction) if wanted.prediction else None
-    window = wanted.window if kept is None else front._window_of(kept)
+    window = wanted.window if kept is None else await asyncio.to_thread(front._window_of, kept)
     if window is None:
         raise Refused(422, "there is nothing to explain", fix="give the id of a prediction, or a window")
     task = front.desk.take_window(window)
@@ -349,16 +349,17 @@ def _kept(self: Front, id: str) -> dict:  # a row of predictions
     row = found.iloc[0].to_dict()
     return row | {"made": row["made"].to_pydatetime(), "alarm": bool(row["alarm"]), "minute": int(row["minute"])}
 
-# %% ../nbs/lib/17_api.ipynb #a6d9a2db
+# %% ../nbs/lib/17_api.ipynb #76b55bb7
 @patch
 def _window_of(self: Front, kept: dict) -> Window:
     "The window a prediction was made from: as it came, or out of what was observed."
     if kept["inputs"] is not None:
         return Window(line=kept["line"], end=moment_of(kept["minute"]), replay=True, **read_inputs(kept["inputs"]))
     line = self.desk.line(kept["line"])
-    minutes, rows = self.desk.store.newest(line.name, 2 * 1440 * 30)
-    history = History(memory_of(line), line.limit_min)
-    history.sync(minutes[minutes <= kept["minute"]], rows[minutes <= kept["minute"]])
+    memory_min = memory_of(line)
+    seen = self.desk.store.read("observations", line.name, kept["minute"] + 1 - memory_min, kept["minute"] + 1)
+    history = History(memory_min, line.limit_min)
+    history.sync(seen["minute"].to_numpy(), seen[list(COLUMNS)].to_numpy("float32"))
     if history.newest != kept["minute"]:
         raise Refused(404, "the minutes behind this prediction are no longer kept", got=kept["id"])
     rows = history.filled[:, history.end + 1 - history.memory_min : history.end + 1].T.astype(float).tolist()

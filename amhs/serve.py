@@ -230,7 +230,7 @@ def usable(self: History) -> bool:
     "Whether the last half hour has no hole, so that there are features."
     return self.newest is not None and bool(self.there[self.end + 1 - WINDOW_MIN : self.end + 1].all())
 
-# %% ../nbs/lib/16_serve.ipynb #14f74579
+# %% ../nbs/lib/16_serve.ipynb #838b8362
 @dataclass
 class Line:
     "One line at the desk."
@@ -245,7 +245,8 @@ class Line:
     last: Answer | None = None  # newest answer of a model
     failures: int = 0  # of the model, in a row
     rests_until: float = 0.0  # seconds since 1970
-    warned: bool = False  # whether the newest answer was an alarm
+    warned: tuple[int, bool] = (-1, False)  # newest observed minute that was answered; whether that was an alarm
+    beside: "Line | None" = None  # where the shadow leaves its traces
 
 # %% ../nbs/lib/16_serve.ipynb #f43a222c
 def make_line(
@@ -329,7 +330,7 @@ def _package(self: Desk, version: str, errors: dict[str, str]) -> Package | None
         log.error("package %s is not used: %s", version, e)
         return None
 
-# %% ../nbs/lib/16_serve.ipynb #4ea980a0
+# %% ../nbs/lib/16_serve.ipynb #95cd2325
 @patch
 def _line(self: Desk, name: str, told: LineDeployment, packages: Mapping[str, Package]) -> Line:
     "A line as it should be now; a live package that cannot be loaded leaves the one before in charge."
@@ -339,7 +340,7 @@ def _line(self: Desk, name: str, told: LineDeployment, packages: Mapping[str, Pa
         told, packages = told.model_copy(update={"live": kept.version}), {**packages, kept.version: kept}
     line = make_line(name, told, packages)
     if before:
-        line.last, line.warned = before.last, before.warned
+        line.last, line.warned, line.beside = before.last, before.warned, None
         line.history = before.history if before.history and before.history.memory_min >= memory_of(line) else None
     return line
 
@@ -459,7 +460,7 @@ class Said(NamedTuple):
     forecast: list[float]  # now, then per horizon min, avg, max change and three probabilities
     features: np.ndarray  # float32 (features,)
 
-# %% ../nbs/lib/16_serve.ipynb #fa8fee7b
+# %% ../nbs/lib/16_serve.ipynb #59a59153
 def features_of(
     task: Task,  # with values
 ) -> np.ndarray:  # float32 (features,)
@@ -467,8 +468,10 @@ def features_of(
     if task.end is None:
         return task.package.features(task.values, task.minute)
     kernel = task.package.kernel
+    if tuple(kernel.columns) == COLUMNS:
+        return task.package.features(task.values, task.minute, task.end)
     window = task.values[:, task.end + 1 - kernel.memory_min : task.end + 1]
-    return task.package.features(window if len(kernel.columns) == len(COLUMNS) else window[[COLUMNS.index(c) for c in kernel.columns]], task.minute)
+    return task.package.features(window[[COLUMNS.index(c) for c in kernel.columns]], task.minute)
 
 # %% ../nbs/lib/16_serve.ipynb #c654ef32
 def ask(
@@ -565,14 +568,14 @@ def model_score(
     now = float(forecast[0])
     return now + float(forecast[3::6].max()) if now <= package.site.thresholds.surge_level else float("-inf")
 
-# %% ../nbs/lib/16_serve.ipynb #25c7abce
+# %% ../nbs/lib/16_serve.ipynb #1b171b43
 @patch
 def _alarm(self: Desk, task: Task, said: Said | None) -> Alarm:
     "Put rules and model together."
     line, package = task.line, task.package
     verdict, hybrid = line.judge(task.row), line.told.hybrid
     score = None if said is None else model_score(package, said.forecast)
-    limit = package.alarm.threshold - (package.alarm.hysteresis if line.warned and task.end is not None else 0) if package else np.inf
+    limit = package.alarm.threshold - (package.alarm.hysteresis if self._warned(task) else 0) if package else np.inf
     found = decide(score, limit, verdict, hybrid)
     known = None if score is None or score == float("-inf") else round(score, 2)
     reasons = self._reasons(task, said) if found.alarm and said is not None else []
@@ -585,7 +588,7 @@ def _reasons(self: Desk, task: Task, said: Said) -> list[Reason]:
     highest = task.package.horizons[int(said.forecast[3::6].argmax())]
     return [Reason(name, round(jobs, 2)) for name, jobs in task.package.contributions(said.features, highest, "max", self.serving.reasons)]
 
-# %% ../nbs/lib/16_serve.ipynb #c0326cb0
+# %% ../nbs/lib/16_serve.ipynb #bd2e111a
 @patch
 def compose(
     self: Desk,
@@ -604,13 +607,36 @@ def compose(
     source = "rules" if said is None or alarm.hybrid in ("rules", "shadow") else "model" if alarm.hybrid == "model" else "hybrid"
     answer = Answer(self.ids(), task.line.name, moment_of(task.minute), self._now(), self._until(task.minute), source, model, task.role,
                     now, horizons, alarm, notes=[*task.notes, problem] if problem else task.notes)
-    if said is not None and task.role == "live":
-        task.line.last = answer
-    task.line.warned = alarm.on
+    self._note(task, answer)
     return answer
 
 
 _HUB = COLUMNS.index("hub_jobs")
+
+# %% ../nbs/lib/16_serve.ipynb #075246cc
+@patch
+def _note(self: Desk, task: Task, answer: Answer) -> None:
+    "Remember what an answer means for the next ones: only observed minutes are one after another, only forecasts about now are worth keeping."
+    line = task.line
+    if task.end is not None and task.minute >= line.warned[0]:
+        line.warned = task.minute, answer.alarm.on
+    about_now = not self._too_old(self.clock() / 60 - task.minute, False)
+    if answer.source in ("model", "hybrid") and about_now and (line.last is None or answer.at >= line.last.at):
+        line.last = answer
+
+# %% ../nbs/lib/16_serve.ipynb #b0968da7
+@patch
+def _warned(self: Desk, task: Task) -> bool:
+    "Whether the minute observed before was an alarm."
+    line, role = task.line, "shadow" if task.role == "shadow" else ("live", "canary")
+    if task.end is None or task.package.alarm.hysteresis == 0:
+        return False
+    if line.warned[0] < task.minute - 1:
+        found = self.store.read("predictions", line.name, max(line.warned[0] + 1, 0), task.minute, limit=4, newest_first=True)
+        found = found[found["role"].isin([role] if role == "shadow" else role)]
+        if len(found):
+            line.warned = int(found["minute"].iloc[0]), bool(found["alarm"].iloc[0])
+    return line.warned[1]
 
 # %% ../nbs/lib/16_serve.ipynb #9d97afab
 @patch
@@ -624,15 +650,23 @@ def _until(self: Desk, minute: int) -> datetime:
     "Until when an answer about a minute may be used."
     return moment_of(minute + self.serving.stale_after_min)
 
-# %% ../nbs/lib/16_serve.ipynb #188a98d3
+# %% ../nbs/lib/16_serve.ipynb #1173d9bc
 @patch
 def _cached(self: Desk, task: Task, problem: str) -> Answer:
     "The last good forecast, with its age."
-    last = task.line.last
+    last = task.line.last = task.line.last or self._recalled(task)
     if last is None:
         raise Refused(422, "there is nothing to answer from", got=problem, fix="send hub_jobs of the newest minute")
     age_min = max(task.minute - minute_of(last.at), 0)
     return msgspec.structs.replace(last, id=self.ids(), made=self._now(), source="cache", age_min=age_min, notes=[*task.notes, problem])
+
+# %% ../nbs/lib/16_serve.ipynb #15afdbf2
+@patch
+def _recalled(self: Desk, task: Task) -> Answer | None:
+    "The last good forecast of a line as the store has it: this process may be new, or another one gave it."
+    found = [self.store.read("predictions", task.line.name, until=task.minute + 1, limit=1, newest_first=True, role="live", source=s) for s in ("model", "hybrid")]
+    told = [msgspec.json.decode(row, type=Answer) for table in found for row in table["answer"]]
+    return max(told, key=lambda a: a.at, default=None)
 
 # %% ../nbs/lib/16_serve.ipynb #8a95aa29
 @patch
@@ -685,7 +719,7 @@ def predict(
     "Answer a window."
     return self.answer(self.take_window(window))
 
-# %% ../nbs/lib/16_serve.ipynb #c0fd2b7d
+# %% ../nbs/lib/16_serve.ipynb #ae16f34b
 @patch
 def shadow(
     self: Desk,
@@ -695,13 +729,9 @@ def shadow(
     package = task.line.packages.get("shadow")
     if package is None or task.values is None or task.problem or task.package is None or package.kernel.columns != task.package.kernel.columns:
         return None
-    beside = task._replace(role="shadow", package=package, inputs=None, line=_stand_in(task.line))
-    return self.answer(beside)
-
-# %% ../nbs/lib/16_serve.ipynb #d1e835a5
-def _stand_in(line: Line) -> Line:
-    "A copy of a line, so that a shadow leaves no trace on it."
-    return Line(line.name, line.told, line.packages, line.tellers, line.judge, line.limit_min)
+    line = task.line
+    line.beside = line.beside or Line(line.name, line.told, line.packages, line.tellers, line.judge, line.limit_min)
+    return self.answer(task._replace(role="shadow", package=package, inputs=None, line=line.beside))
 
 # %% ../nbs/lib/16_serve.ipynb #137760cb
 @patch
