@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LineDeployment', 'Deployment', 'pointer', 'read_deployment', 'package_folder', 'add_package', 'deployed_versions',
-           'local_now', 'assign', 'deploy', 'rollback', 'retire', 'deployment_history']
+           'local_now', 'assign', 'deploy', 'rollback', 'retire', 'deployment_records', 'deployment_history']
 
 # %% ../nbs/lib/15_deployment.ipynb #b315b1b3
 import fcntl, json, os, shutil
@@ -196,14 +196,20 @@ def retire(
         _note(home, {"at": clock().isoformat(), "line": line, "who": who, "why": why, "before": now.lines[line].model_dump(), "after": None})
         write_json(pointer(folder), {"lines": {n: d.model_dump() for n, d in now.lines.items() if n != line}})
 
-# %% ../nbs/lib/15_deployment.ipynb #99a372cc
+# %% ../nbs/lib/15_deployment.ipynb #b304b897
+def deployment_records(
+    folder: Path | str | None = None,  # of deployments; None: the settings'
+) -> list[dict[str, Any]]:  # at (ISO 8601 with zone), line, who, why, before, after (fields of `LineDeployment`; None: retired); oldest first
+    "Every change as it was recorded."
+    path = pointer(folder).parent / "history.jsonl"
+    return [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+# %% ../nbs/lib/15_deployment.ipynb #b9dc8762
 def deployment_history(
     folder: Path | str | None = None,  # of deployments; None: the settings'
 ) -> pd.DataFrame:  # at, line, live, canary, shadow, hybrid, who, why; oldest first
     "Every change that was made."
-    path = pointer(folder).parent / "history.jsonl"
-    entries = [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
     shown = ("live", "canary", "canary_share", "shadow", "hybrid")
     rows = [{"at": e["at"][:16].replace("T", " "), **{k: (e["after"] or {}).get(k, "") for k in shown}, **{k: e[k] for k in ("line", "who", "why")}}
-            for e in entries]
+            for e in deployment_records(folder)]
     return pd.DataFrame(rows, columns=["at", "line", *shown, "who", "why"])

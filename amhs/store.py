@@ -503,6 +503,31 @@ def write(
         self._commit({table: encoded})
     return len(encoded)
 
+# %% ../nbs/lib/15_store.ipynb #9e1bfcf6
+def _insert_new(table: sa.Table, dialect: sa.Dialect) -> sa.Insert:
+    "The statement that writes a row unless its key is there."
+    if dialect.name == "mysql":
+        return mysql.insert(table).prefix_with("IGNORE")
+    return (sa.dialects.postgresql if dialect.name == "postgresql" else sa.dialects.sqlite).insert(table).on_conflict_do_nothing()
+
+# %% ../nbs/lib/15_store.ipynb #117b9e7f
+@patch
+def swap(
+    self: Store,
+    table: str,  # a name in `STORE_TABLES`
+    row: Mapping[str, Any],  # column -> value
+    before: Mapping[str, Any] | None = None,  # column -> value as it was seen; None: nothing had the key
+) -> bool:  # whether the row was written
+    "Write a row if what has its key is still as it was seen; of several who try at once, one succeeds."
+    self.encode(table, row)
+    found = _table(table)
+    change = _insert_new(found, self.engine.dialect).values(row)
+    if before is not None:
+        same = [c == row[c.name] for c in found.primary_key] + [_column_of(found, n) == v for n, v in before.items()]
+        change = sa.update(found).where(*same).values(row)
+    with self._session(writes=True) as connection:
+        return connection.execute(change).rowcount == 1
+
 # %% ../nbs/lib/15_store.ipynb #d346e882
 def minute_of(
     when: datetime | int,  # with its time zone; a number is taken for minutes already
@@ -548,11 +573,14 @@ def _bound(column: sa.Column, when: datetime | int) -> datetime | int:
     "A time as a column holds it."
     return when if isinstance(column.type, _Time) else minute_of(when)
 
-# %% ../nbs/lib/15_store.ipynb #01624c74
-def _question(table: sa.Table, equal: Mapping[str, Any], since: Any, until: Any, limit: int | None, newest_first: bool) -> sa.Select:
+# %% ../nbs/lib/15_store.ipynb #ea2b8a88
+def _question(
+    table: sa.Table, equal: Mapping[str, Any], since: Any, until: Any, limit: int | None, newest_first: bool, columns: Iterable[str] | None = None,
+) -> sa.Select:
     "The query for some rows of a table."
     time = table.c.minute if "minute" in table.c else table.c.at
-    asked = sa.select(table).where(*[_column_of(table, name) == value for name, value in equal.items()])
+    wanted = table.c if columns is None else [_column_of(table, name) for name in columns]
+    asked = sa.select(*wanted).where(*[_column_of(table, name) == value for name, value in equal.items()])
     if since is not None:
         asked = asked.where(time >= _bound(time, since))
     if until is not None:
@@ -560,22 +588,22 @@ def _question(table: sa.Table, equal: Mapping[str, Any], since: Any, until: Any,
     order = [time, *(c for c in table.primary_key if c is not time)]
     return asked.order_by(*[c.desc() if newest_first else c.asc() for c in order]).limit(limit)
 
-# %% ../nbs/lib/15_store.ipynb #96588e9f
+# %% ../nbs/lib/15_store.ipynb #c4791f3e
 _DTYPES = {_Text: "str", _Time: "datetime64[us, UTC]", _Whole: "int64", _Number: "float64", sa.Boolean: "bool"}
 
 
-def _frame(table: sa.Table, rows: list) -> "pd.DataFrame":
+def _frame(columns: Iterable[sa.Column], rows: list) -> "pd.DataFrame":
     "Rows as a table; the numbers of observations a column each."
-    found = pd.DataFrame(rows, columns=list(table.c.keys()), dtype=object)
-    kinds = {c.name: _DTYPES.get(type(c.type), object) for c in table.c}
-    kinds |= {c.name: "float64" for c in table.c if c.nullable and isinstance(c.type, _Whole)}
+    kinds = {c.name: _DTYPES.get(type(c.type), object) for c in columns}
+    kinds |= {c.name: "float64" for c in columns if c.nullable and isinstance(c.type, _Whole)}
+    found = pd.DataFrame(rows, columns=list(kinds), dtype=object)
     found = found.astype(kinds)
     if "values" not in kinds:
         return found
     numbers = np.frombuffer(b"".join(found.pop("values")), "<f4").reshape(-1, len(COLUMNS))
     return found.join(pd.DataFrame(numbers, columns=list(COLUMNS)))
 
-# %% ../nbs/lib/15_store.ipynb #0ccf5a6d
+# %% ../nbs/lib/15_store.ipynb #0fcc12c4
 @patch
 def read(
     self: Store,
@@ -585,13 +613,28 @@ def read(
     until: datetime | int | None = None,  # up to this time or minute, without it
     limit: int | None = None,  # so many rows at most
     newest_first: bool = False,  # the newest first; with a limit: the newest at all
+    columns: Iterable[str] | None = None,  # only these, in this order; None: all
     **equal: Any,  # column=value
 ) -> "pd.DataFrame":  # the table's columns in order of time; `values` of observations as their 31 columns
     "Rows of a table."
     found = _table(table)
     equal = ({} if line is None else {"line": line}) | equal
+    asked = _question(found, equal, since, until, limit, newest_first, columns)
     with self._session() as connection:
-        return _frame(found, connection.execute(_question(found, equal, since, until, limit, newest_first)).all())
+        return _frame(asked.selected_columns, connection.execute(asked).all())
+
+# %% ../nbs/lib/15_store.ipynb #e706039f
+@patch
+def lines(
+    self: Store,
+    table: str = "observations",  # or predictions, outcomes, feedback
+) -> list[str]:  # sorted
+    "The lines a table has rows of."
+    column, found = _column_of(_table(table), "line"), []
+    with self._session() as connection:
+        while (name := connection.scalar(sa.select(sa.func.min(column)).where(column > (found[-1] if found else "")))) is not None:
+            found.append(name)
+    return found
 
 # %% ../nbs/lib/15_store.ipynb #008b5f1a
 def telemetry_of(
