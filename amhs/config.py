@@ -8,7 +8,8 @@ __all__ = ['HORIZONS_MIN', 'WINDOW_MIN', 'PURGE_GAP_MIN', 'TARGETS', 'CLASSES', 
            'languages', 'SourceColumn', 'TimeColumn', 'LineSource', 'Thresholds', 'Gaps', 'Alarms', 'Site', 'site_path',
            'load_site', 'StageParams', 'Scope', 'Criteria', 'BusinessParams', 'PocParams', 'PrototypeParams',
            'DataParams', 'DevelopParams', 'TrainParams', 'EvaluateParams', 'InferenceParams', 'IntegrationParams',
-           'OfflineParams', 'parse_sets', 'load_profile', 'load_params']
+           'OfflineParams', 'MonitorParams', 'Policy', 'TriggerParams', 'RedesignParams', 'parse_sets', 'load_profile',
+           'load_params']
 
 # %% ../nbs/lib/01_config.ipynb #38848d32
 import configparser, os, re
@@ -456,11 +457,79 @@ class OfflineParams(StageParams):
     reasons: int = Field(ge=0)  # contributions named with each alarm
     store: Literal["none", "alarms", "all"]  # predictions that are also written to the store, role offline
 
-# %% ../nbs/lib/01_config.ipynb #4a1198d1
+# %% ../nbs/lib/01_config.ipynb #1f47efec
+class MonitorParams(StageParams):
+    "12: what each line did, against what its package knows of itself."
+
+    source: Literal["store", "simulate"]  # store: what the service kept; simulate: a hub answered for here, to try it out
+    scenario: str  # of a simulated hub
+    days: Count  # checked, one by one
+    until: When  # ISO time, end of the last day checked; empty: the newest whole day of the line
+    lines: tuple[str, ...]  # none: all that are deployed
+    package: str  # live: what each line is deployed with; or the folder of a package
+    spreads: float = Field(gt=0)  # control limits lie so many day-to-day spreads away, at least
+    min_rows: Count  # minutes with an outcome, to judge performance
+    max_psi: float = Field(gt=0)  # population stability index below which no column has drifted
+    max_missing_share: Share  # of a column, or of the minutes
+    max_stuck_min: Count  # minutes a sensor may stand still before it is left out, and told
+    max_gap_min: Count  # minutes without a row in one piece
+    max_fallback_share: Share  # minutes the model had no say in
+    max_lag_min: float = Field(gt=0)  # from a minute to its answer, 99th percentile
+    max_p99_ms: float = Field(gt=0)  # of a request, from the service's metrics
+    max_error_share: Share  # of the requests, from the service's metrics
+    queue: Count  # alarms and misses an operator is asked about, a day
+
+# %% ../nbs/lib/01_config.ipynb #36b1decc
+class Policy(Frozen):
+    "When a line is trained again, and when a new model takes over."
+
+    schedule_days: float = Field(ge=0)  # age of what the model learnt from; 0: never by the calendar
+    new_rows: int = Field(ge=0)  # labelled minutes since then; 0: never by volume
+    drift_days: int = Field(ge=0)  # checks in a row with drift of inputs, forecasts or labels; 0: never
+    performance_days: int = Field(ge=0)  # checks in a row with worse forecasts, critical ones count twice; 0: never
+    on_capacity_change: bool  # when the hub's capacity changed
+    follow_up_days: tuple[float, ...]  # days after a change of traffic; by then there is more of it to learn from
+    memory_days: Count  # findings older than that are forgotten
+    cooldown_days: float = Field(ge=0)  # between two retrainings
+    budget_per_30_days: Count  # retrainings at most
+    quiet_hours: tuple[str, ...]  # such as 22:00-06:00, on the site's clock
+    promotion: Literal["automatic", "approval"]  # a better model takes over by itself, or waits for a person
+    min_gain: Share  # of the error on new data that must be gone
+    max_loss: Share  # of the error on old data that may come back, where the old traffic may return
+
+    @field_validator("quiet_hours")
+    @classmethod
+    def _hours(cls, value):
+        if bad := [v for v in value if not re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d", v)]:
+            raise ValueError(f"write hours like 22:00-06:00, not {bad[0]}")
+        return value
+
+class TriggerParams(Policy, StageParams):
+    "13: retrain or keep, by the policy."
+
+    lines: tuple[str, ...]  # none: all that were monitored
+    manual: str  # a person's reason to retrain; empty: nobody asks
+    now: When  # ISO time of the decision; empty: the newest minute observed
+
+class RedesignParams(StageParams):
+    "14: the cause of the drop, and the plan of the retraining."
+
+    line: str  # whose forecasts got worse; empty: the only one, or the one to be retrained
+    package: str  # live: what the line is deployed with; or the folder of a package
+    new_days: float = Field(gt=0)  # the newest days, if nothing says when traffic changed
+    old_days: Count  # of the time before, to learn from and to compare with
+    old_test_share: Share  # of the time before, its newest part: kept for the comparison
+    valid_share: Share  # of the new time, before its test block
+    test_share: Share  # of the new time, the newest
+    weight_new: Count  # how often a minute of the new time counts, after a change
+    search_after_days: float = Field(ge=0)  # new time from which a new structure is searched, after a change of capacity or concept
+    bootstrap: Count  # resamples for the intervals
+
 PARAMS: dict[str, type[StageParams]] = {
     "business": BusinessParams, "poc": PocParams, "prototype": PrototypeParams, "data": DataParams,
     "develop": DevelopParams, "train": TrainParams, "evaluate": EvaluateParams,
     "inference": InferenceParams, "integration": IntegrationParams, "offline": OfflineParams,
+    "monitor": MonitorParams, "trigger": TriggerParams, "redesign": RedesignParams,
 }
 
 # %% ../nbs/lib/01_config.ipynb #39f59c77
