@@ -13,6 +13,13 @@ settings.load_profile("amhs")
 os.environ["AMHS_REGISTRY"] = "off"
 
 
+def pytest_collection_modifyitems(items):
+    """A file's tests share fixtures, so they stay on one worker (`--dist loadgroup`); library notebooks share nothing and fill the gaps."""
+    for item in items:
+        if getattr(item, "originalname", "") != "test_library_notebook_runs":
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
+
+
 @pytest.fixture(scope="session")
 def week(tmp_path_factory):
     """A folder of four runs, made once for all tests that read runs; they must not change it."""
