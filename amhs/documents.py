@@ -187,13 +187,14 @@ def _check(name: str, lang: str, asked: set[str], given: Iterable[str], standard
         raise StageError(f"template {lang}/{name}.md has no place for {', '.join(unused)}",
                          fix=f"it has {', '.join(sorted(asked))}; write `{{{{ {unused[0]} }}}}` where it belongs")
 
-# %% ../nbs/lib/14_documents.ipynb #c59d855f
+# %% ../nbs/lib/14_documents.ipynb #bb3819df
 def render(
     name: str,  # a deliverable
     lang: str,  # en or ko
     blocks: Mapping[str, Any],  # placeholder -> value, table, `Picture` or function of the language
     head: Mapping[str, Any],  # what every template may use: title, title_ko, stage, run_id, …
     folder: Path | str | None = None,  # of all templates; None: that of the settings
+    first: str = "_head",  # template that stands before it; empty: none
 ) -> str:  # Markdown
     "Fill the template of a deliverable."
     from jinja2 import TemplateError
@@ -202,7 +203,7 @@ def render(
     _check(name, lang, placeholders(name, lang, where), blocks, head)
     given = {**head, **{n: _said(b, lang, terms) for n, b in blocks.items()}}
     try:
-        return "\n\n".join(_environment(where, lang).get_template(f"{t}.md").render(given).strip() for t in ("_head", name)) + "\n"
+        return "\n\n".join(_environment(where, lang).get_template(f"{t}.md").render(given).strip() for t in (first, name) if t) + "\n"
     except TemplateError as e:
         raise StageError(f"template {lang}/{name}.md cannot be filled: {e.message}", fix=f"it may use {', '.join(sorted(given))}") from None
 

@@ -236,13 +236,14 @@ def _alarm_of(package: Package, row: Mapping, hybrid: str) -> Alarm:
     fired = row["fired"].split(", ") if row["fired"] else []
     return Alarm(bool(row["alarm"]), row["by"], hybrid, package.alarm.threshold, score, SEVERITIES[int(row["severity"])], fired, reasons)
 
-# %% ../nbs/lib/17_offline.ipynb #583ace23
+# %% ../nbs/lib/17_offline.ipynb #9013c1cc
 def answers_of(
     package: Package,  # loaded
     scored: pd.DataFrame,  # from `score_rows`
     telemetry: pd.DataFrame,  # the same rows
     hybrid: str,  # how rules and model are combined
     made: datetime,  # when, with its zone
+    role: str = "offline",  # live: in the place of answers the service did not give
 ) -> Iterator[dict]:  # rows of the store's table predictions
     "Scored rows as the answers they stand for."
     forecasts, minutes = scored[package.columns].to_numpy("float32"), minute_numbers(telemetry).tolist()
@@ -251,8 +252,8 @@ def answers_of(
         known = not np.isnan(forecasts[i, 0])
         told = horizons_of(teller, forecasts[i]) if known else level_horizons(teller, float(now[i]))
         at = moment_of(minutes[i])
-        name = sha256(f"{package.version} {hybrid} {line} {minutes[i]}".encode()).hexdigest()[:32]
-        answer = Answer(name, line, at, made, at, row["source"], package.version, "offline", float(forecasts[i, 0] if known else now[i]), told,
+        name = sha256(f"{package.version} {hybrid} {line} {minutes[i]}{'' if role == 'offline' else role}".encode()).hexdigest()[:32]
+        answer = Answer(name, line, at, made, at, row["source"], package.version, role, float(forecasts[i, 0] if known else now[i]), told,
                         _alarm_of(package, row, hybrid))
         yield prediction_row(answer, msgspec.json.encode(answer))
 
