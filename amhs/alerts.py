@@ -7,9 +7,9 @@ __all__ = ['Severity', 'Alert', 'alerts_of', 'message_text', 'Channel', 'LogChan
            'WebhookChannel', 'EmailChannel', 'AlertParams', 'load_channels', 'silence', 'silences', 'send',
            'alert_table']
 
-# %% ../nbs/lib/17_alerts.ipynb #a7f0d451
+# %% ../nbs/lib/17_alerts.ipynb #1745b3d6
 import json, time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from email.message import EmailMessage

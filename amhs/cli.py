@@ -10,7 +10,7 @@ __all__ = ['app', 'runs_app', 'models_app', 'CHECKS', 'papermill_habits', 'main'
            'check_python', 'check_packages', 'check_library', 'check_stages', 'check_folders', 'check_kernel',
            'check_machine', 'check_gpu', 'doctor']
 
-# %% ../nbs/lib/25_cli.ipynb #7e540f34
+# %% ../nbs/lib/25_cli.ipynb #48d60437
 import os, sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,7 +20,7 @@ import typer
 
 from . import answers
 from .core import AmhsError, ParameterError, project_root
-from .serving import deploy_app, keys_app, rules_app, serve
+from .serving import dashboard, deploy_app, keys_app, rules_app, serve
 
 # %% ../nbs/lib/25_cli.ipynb #9cbbf841
 app = typer.Typer(name="amhs", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -458,10 +458,11 @@ def runs_reproduce(
     print(reproduction_text(found))
     raise typer.Exit(0 if found.same else 3)
 
-# %% ../nbs/lib/25_cli.ipynb #e0c4ce30
+# %% ../nbs/lib/25_cli.ipynb #9743caa8
 for group in (deploy_app, keys_app, rules_app):
     app.add_typer(group)
 app.command()(serve)
+app.command()(dashboard)
 
 # %% ../nbs/lib/25_cli.ipynb #d3fc41ec
 models_app = typer.Typer(name="models", no_args_is_help=True, rich_markup_mode=None, help="Confirmed models: list, show, compare, take into use, go back.")

@@ -1413,7 +1413,7 @@ def _metrics_handler() -> type:
             self.finish(text)
     return Metrics
 
-# %% ../nbs/lib/18_dashboard.ipynb #77149d4a
+# %% ../nbs/lib/18_dashboard.ipynb #d4dce4c0
 NOTEBOOK = "nbs/guide/dashboard.ipynb"
 _HERE = ("127.0.0.1", "localhost", "::1")
 
@@ -1433,7 +1433,7 @@ def make_server(
         raise InputError("the dashboard's notebook is not there", got=str(path), fix="call it from the project's folder, or set AMHS_ROOT")
     known = [f"{name}:{port}" for name in dict.fromkeys((host, "localhost", "127.0.0.1"))] if port else ["*"]
     pn.config.reuse_sessions = False
-    return pn.io.server.get_server({"/": str(path)}, port=port, address=host, websocket_origin=[*known, *origins], show=False, start=False, warm=True,
+    return pn.io.server.get_server({"/": str(path)}, port=port, address=host, websocket_origin=[*known, *origins], show=False, start=False, warm=True, liveness=True,
                                    extra_patterns=[(r"/metrics", _metrics_handler(), {"board": board})], keep_alive_milliseconds=10_000)
 
 # %% ../nbs/lib/18_dashboard.ipynb #1f68d7c8

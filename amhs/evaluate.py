@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SHIFTS', 'MIXED', 'same_rows', 'Blocks', 'make_blocks', 'level_scores', 'class_scores', 'confusion', 'reliability',
-           'paired_difference', 'find_events', 'find_episodes', 'match_alarms', 'alarm_score', 'rule_score',
-           'alarm_outcome', 'alarm_curve', 'choose_threshold', 'alarms_at_budgets', 'average_precision', 'slice_table',
-           'slice_scores', 'worst_slice', 'attained_share', 'attained_shares', 'future_leaks', 'suspicious_features',
-           'split_leaks', 'leak_check', 'Evaluation', 'alarm_tables', 'evaluate']
+           'scores_by_part', 'paired_difference', 'find_events', 'find_episodes', 'match_alarms', 'alarm_score',
+           'rule_score', 'alarm_outcome', 'alarm_curve', 'choose_threshold', 'alarms_at_budgets', 'average_precision',
+           'slice_table', 'slice_scores', 'worst_slice', 'attained_share', 'attained_shares', 'future_leaks',
+           'suspicious_features', 'split_leaks', 'leak_check', 'Evaluation', 'alarm_tables', 'evaluate']
 
 # %% ../nbs/lib/09_evaluate.ipynb #48551a44
 import json, math
@@ -377,6 +377,18 @@ def reliability(
         prob, truth = _probabilities(forecast, h), targets[f"surge_class_{h}"].to_numpy("int64")
         parts += [_bin_means(prob[:, i], truth == i).assign(horizon_min=h, **{"class": name}) for i, name in enumerate(CLASSES)]
     return pd.concat(parts, ignore_index=True)[["horizon_min", "class", "bin", "stated", "observed", "n"]]
+
+# %% ../nbs/lib/09_evaluate.ipynb #86db2814
+def scores_by_part(
+    forecast: pd.DataFrame,  # on the same rows as targets
+    targets: pd.DataFrame,  # what then happened
+    parts: np.ndarray,  # (rows,), the part each row belongs to
+) -> pd.DataFrame:  # index horizon_min, target, metric; column "all", then one per part in ascending order
+    "Every number of levels and classes, of all rows and of each part."
+    names, unit = np.unique(parts, return_inverse=True)
+    blocks = Blocks(unit, np.vstack([np.ones(len(names)), np.eye(len(names))]))
+    drawn = pd.concat([draws(forecast, targets, blocks) for draws in (_level_draws, _class_draws)])
+    return drawn.set_axis(["all", *names.tolist()], axis=1)
 
 # %% ../nbs/lib/09_evaluate.ipynb #6e732a4c
 def paired_difference(

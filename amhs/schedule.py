@@ -221,7 +221,21 @@ def _pass_over(worker: Worker, job: Job, due: datetime) -> None:
         if row["why"] not in OVER and _may_take(row, worker.clock()):
             worker.store.swap("decisions", row | {"why": "passed over"}, {"detail": row["detail"], "why": row["why"]})
 
-# %% ../nbs/lib/15_schedule.ipynb #69615c51
+# %% ../nbs/lib/15_schedule.ipynb #67cfa6c6
+def _one_round(worker: Worker, wanted: Sequence[Job], known: Mapping[str, Job], now: datetime) -> list[tuple]:
+    "Look once at all that is due: job, due time and state of what was tried."
+    found = {job.name: open_dues(worker.store, job, now) for job in wanted}
+    for job in wanted:
+        _register(worker, job, found[job.name])
+    ran = []
+    for due, i in sorted((due, i) for i, job in enumerate(wanted) for due in found[job.name]):
+        if not _blocked(worker.store, wanted[i], known, due) and (state := run_one(worker, wanted[i], due)):
+            ran.append((wanted[i].name, due, state))
+            if wanted[i].catch_up == "latest":
+                _pass_over(worker, wanted[i], due)
+    return ran
+
+# %% ../nbs/lib/15_schedule.ipynb #cce2f345
 def run_due(
     worker: Worker,  # who does it
     jobs: Sequence[Job],  # all there are
@@ -231,16 +245,8 @@ def run_due(
     "Do everything that is due, in order."
     known, ran, only = _known(jobs), [], None if only is None else set(only)
     wanted = [job for name, job in known.items() if only is None or name in only]
-    found = {job.name: open_dues(worker.store, job, now) for job in wanted}
-    for job in wanted:
-        _register(worker, job, found[job.name])
-    for due, i in sorted((due, i) for i, job in enumerate(wanted) for due in found[job.name]):
-        if _blocked(worker.store, wanted[i], known, due):
-            continue
-        if state := run_one(worker, wanted[i], due):
-            ran.append((wanted[i].name, due, state))
-            if wanted[i].catch_up == "latest":
-                _pass_over(worker, wanted[i], due)
+    while found := _one_round(worker, wanted, known, now):
+        ran += found
     return pd.DataFrame(ran, columns=["job", "due", "state"])
 
 # %% ../nbs/lib/15_schedule.ipynb #ad4a7a2a

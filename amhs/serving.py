@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['deploy_app', 'keys_app', 'rules_app', 'find_package', 'show', 'deploy_put', 'deploy_ls', 'deploy_assign',
            'deploy_rollback', 'deploy_retire', 'deploy_history', 'keys_add', 'keys_ls', 'keys_revoke', 'rules_check',
-           'rules_judge', 'service_environment', 'serve']
+           'rules_judge', 'service_environment', 'serve', 'dashboard']
 
 # %% ../nbs/lib/18_serving.ipynb #09faff48
 import os, re, sys
@@ -266,3 +266,16 @@ def serve(
     os.chdir(project_root())
     command = ["bentoml", "serve", "service:Amhs", "--host", host, "--port", str(port), "--timeout-graceful-shutdown", "10"]
     os.execve(Path(sys.executable).parent / "bentoml", command, environment)
+
+# %% ../nbs/lib/18_serving.ipynb #773b64eb
+def dashboard(
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every one.")] = "127.0.0.1",  # address to listen on
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 5006,  # port to listen on
+    origin: Annotated[list[str] | None, typer.Option(help="A further name browsers reach it by, host:port; repeated for several.")] = None,  # host:port
+    service: Annotated[str, typer.Option(help="Address of the service, to show its numbers, too.")] = "",  # address of the service
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open a browser, or only print the address.")] = True,  # open a browser
+) -> None:
+    "Show what comes, what fired, how good the forecasts are, what drifts, which model answers: a live page."
+    from amhs.dashboard import serve_dashboard
+
+    serve_dashboard(host, port, origin or (), service, browser)
