@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from amhs import engines
+from amhs import engines as light
 from amhs.core import InputError, ModelError
 from amhs.engines import ENGINES, OUTPUTS, Finish, Trees, fill_up, finished, load_engine, make_engine, read_trees, seal, unseal
 from amhs.model import calibrated, make_model, ordered
@@ -182,7 +182,7 @@ def random_trees(draw):
 
 @given(random_trees(), hnp.arrays("float32", (9, 3), elements=st.sampled_from([np.nan, -1, 0, 0.25, 0.5, 2, 3, -np.inf, np.inf]).map(np.float32)))
 def test_any_trees_are_walked_right(trees, X):
-    forest = engines.Forest(["a", "b", "c"], [10], Finish(np.ones(1), np.zeros((1, 3)), False, 0), fill_up(trees))
+    forest = light.Forest(["a", "b", "c"], [10], Finish(np.ones(1), np.zeros((1, 3)), False, 0), fill_up(trees))
     known = np.stack([naive(trees, x) for x in X])
     assert np.array_equal(forest.margins(X).reshape(9, 6), known)
     assert np.array_equal(forest.forecast(X[0])[1:4], known[0, :3])
@@ -201,7 +201,7 @@ def test_many_features_and_thresholds_take_wider_nodes():
                   np.ones(3 * count, "float32"), np.zeros(6, "float32"))
     perfect = fill_up(trees)
     assert perfect.nodes.dtype == np.uint32
-    forest = engines.Forest([f"f{i}" for i in range(n)], [10], Finish(np.ones(1), np.zeros((1, 3)), False, 0), perfect)
+    forest = light.Forest([f"f{i}" for i in range(n)], [10], Finish(np.ones(1), np.zeros((1, 3)), False, 0), perfect)
     x = np.random.default_rng(0).uniform(-5, 140, n).astype("float32")
     x[::7] = np.nan
     assert forest.margins(x[None]).ravel()[0] == naive(trees, x)[0]
