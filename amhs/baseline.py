@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['REFERENCE_DAYS', 'Distribution', 'shares_of', 'distribution', 'psi', 'mean_rank', 'Effects', 'spread_of', 'effects',
            'slots_of', 'day_numbers', 'read_distribution', 'day_shifts', 'joint_of', 'Joint', 'joint_distance',
-           'load_edges', 'numbers_of', 'expected_errors', 'expected_error', 'make_baseline']
+           'load_edges', 'coverage_of', 'numbers_of', 'expected_errors', 'expected_error', 'make_baseline']
 
-# %% ../nbs/lib/14_baseline.ipynb #888498d3
+# %% ../nbs/lib/14_baseline.ipynb #54858e63
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -15,8 +15,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from .config import CLASSES, TARGETS, Site
+from .config import CLASSES, Site
 from .evaluate import scores_by_part, slice_table
+from .quality import stuck_sensors
 from .telemetry import COLUMNS
 
 # %% ../nbs/lib/14_baseline.ipynb #a98d1bec
@@ -133,7 +134,7 @@ def day_numbers(
     "The site's day each minute belongs to."
     return np.asarray(timestamps.tz_convert(site.timezone).tz_localize(None).as_unit("us").asi8 // 86_400_000_000)
 
-# %% ../nbs/lib/14_baseline.ipynb #98aa7fb0
+# %% ../nbs/lib/14_baseline.ipynb #96e82a3b
 _WHOLE = 720  # minutes that make a day
 
 
@@ -143,25 +144,31 @@ def _whole_days(day: np.ndarray) -> np.ndarray:
     return days[n >= min(_WHOLE, n.max())]
 
 
-def _spread_over_days(usual: Distribution, values: np.ndarray, day: np.ndarray, days: np.ndarray) -> dict:
+def _spread_over_days(usual: Distribution, values: np.ndarray, day: np.ndarray, days: np.ndarray, names: tuple[str, ...]) -> dict:
     "Mean and standard deviation of a column's effects over single days."
-    found = pd.DataFrame([effects(usual, values[day == d])[:3] for d in days], columns=["psi", "ks", "wasserstein"])
-    return {k: [float(found[k].mean()), float(found[k].std(ddof=0))] for k in found}
+    known = np.isfinite(values)
+    bins, at = len(usual.shares), np.searchsorted(days, day)
+    mine = known & np.isin(day, days)
+    counts = np.bincount(at[mine] * bins + np.searchsorted(usual.edges, values[mine], side="right"), minlength=len(days) * bins).reshape(-1, bins)
+    found = {"psi": [psi(usual.shares, c / c.sum()) for c in counts if c.sum()]}
+    if "ks" in names:
+        found |= dict(zip(("ks", "wasserstein"), zip(*(effects(usual, values[day == d])[1:3] for d in days), strict=True), strict=True))
+    return {k: [float(np.nanmean(v)), float(np.nanstd(v))] for k, v in found.items()}
 
-# %% ../nbs/lib/14_baseline.ipynb #9a25088a
-def _of_column(values: np.ndarray, day: np.ndarray, days: np.ndarray) -> dict | None:
+# %% ../nbs/lib/14_baseline.ipynb #4f6c2330
+def _of_column(values: np.ndarray, day: np.ndarray, days: np.ndarray, names: tuple[str, ...]) -> dict | None:
     "What is kept of a column."
     usual = distribution(values)
     if usual is None:
         return None
     kept = {k: np.round(v, 6).tolist() if isinstance(v, np.ndarray) else round(v, 6) for k, v in usual._asdict().items()}
-    return kept | {"days": _spread_over_days(usual, values, day, days)}
+    return kept | {"days": _spread_over_days(usual, values, day, days, names)}
 
 
-def _of_columns(table: pd.DataFrame, day: np.ndarray) -> dict[str, dict]:
+def _of_columns(table: pd.DataFrame, day: np.ndarray, names: tuple[str, ...] = ("psi", "ks", "wasserstein")) -> dict[str, dict]:
     "What is kept of all columns of a table."
     days = _whole_days(day)
-    found = {c: _of_column(table[c].to_numpy("float64"), day, days) for c in table}
+    found = {c: _of_column(table[c].to_numpy("float64"), day, days, names) for c in table}
     return {c: kept for c, kept in found.items() if kept is not None}
 
 # %% ../nbs/lib/14_baseline.ipynb #75909b52
@@ -314,19 +321,42 @@ def _sliced(forecast: pd.DataFrame, targets: pd.DataFrame, block: np.ndarray, da
             found.append(table[table["metric"].isin(_SLICED)].assign(slice=name, part=part))
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
-# %% ../nbs/lib/14_baseline.ipynb #2a779510
+# %% ../nbs/lib/14_baseline.ipynb #dd641541
+def coverage_of(
+    forecast: pd.DataFrame,  # rows
+    targets: pd.DataFrame,  # what then happened, same rows
+    intervals: Mapping[str, tuple[float, float]],  # change_<target>_<horizon> -> offsets, jobs
+) -> pd.DataFrame:  # bool (rows, heads): whether the truth lies within
+    "Which intervals held the truth."
+    return pd.DataFrame({c: (targets[c] - forecast[c]).between(*offsets) for c, offsets in intervals.items()}, targets.index)
+
+
+def _covered(forecast: pd.DataFrame, targets: pd.DataFrame, block: np.ndarray, day: np.ndarray, intervals: Mapping) -> pd.DataFrame:
+    "The share of truths within the intervals: centre on the test block, spread over all days."
+    held, rows = coverage_of(forecast, targets, intervals).to_numpy("float64"), []
+    days = _whole_days(day)
+    for i, name in enumerate(intervals):
+        _, target, h = name.split("_")
+        spread = float(np.std([held[day == d, i].mean() for d in days], ddof=1)) if len(days) > 1 else np.nan
+        rows.append({"horizon_min": int(h), "target": target, "metric": "coverage", "centre": held[block == "test", i].mean(), "spread": spread,
+                     "days": len(days), "slice": "all", "part": ""})
+    return pd.DataFrame(rows)
+
+# %% ../nbs/lib/14_baseline.ipynb #d85ccbcf
 def numbers_of(
     forecast: pd.DataFrame,  # of one line
     targets: pd.DataFrame,  # what then happened, same rows
     block: np.ndarray,  # text (rows,): test, and others
     site: Site,  # its clock
     edges: list[float],  # of load
+    intervals: Mapping[str, tuple[float, float]],  # change_<target>_<horizon> -> offsets, jobs; empty: none
 ) -> pd.DataFrame:  # slice, part, horizon_min, target, metric, centre, spread, days
     "Every number of an evaluation with its spread from day to day, of all rows and of slices."
     day = day_numbers(targets.index.get_level_values("timestamp"), site)
     whole = _by_day(forecast, targets, block, day).assign(slice="all", part="")
     parts = slice_table(targets, site, edges).drop(columns="line", errors="ignore")
-    table = pd.concat([whole, _sliced(forecast, targets, block, day, parts)], ignore_index=True)
+    covered = _covered(forecast, targets, block, day, intervals)
+    table = pd.concat([whole, covered, _sliced(forecast, targets, block, day, parts)], ignore_index=True)
     return table[["slice", "part", "horizon_min", "target", "metric", "centre", "spread", "days"]]
 
 # %% ../nbs/lib/14_baseline.ipynb #bf7682fa
@@ -378,21 +408,35 @@ def _labels(targets: pd.DataFrame, day: np.ndarray) -> dict[str, dict]:
                        "spread": [float(s[s.index.isin(days)].std(ddof=0)) for s in shares]}
     return found
 
-# %% ../nbs/lib/14_baseline.ipynb #096ce6a3
+# %% ../nbs/lib/14_baseline.ipynb #6d66a78a
+def _longest_runs(telemetry: pd.DataFrame) -> dict[str, int]:
+    "Minutes that each column stood still at most, apart from what looks like a stuck sensor."
+    stuck, found = stuck_sensors(telemetry), {}
+    for name in (c for c in COLUMNS if c in telemetry):
+        values = telemetry[name].to_numpy()
+        lengths = np.diff(np.r_[np.flatnonzero(np.r_[True, values[1:] != values[:-1]]), len(values)])
+        bad = stuck.loc[stuck["column"] == name, "minutes"].tolist()
+        found[name] = int(max(lengths[~np.isin(lengths, bad)], default=0))
+    return found
+
+
 def _column_part(telemetry: pd.DataFrame, site: Site) -> dict:
     "Raw columns, one by one and together."
     stamps = pd.DatetimeIndex(telemetry["timestamp"])
     table, day = telemetry[[c for c in COLUMNS if c in telemetry]], day_numbers(stamps, site)
     kept = _with_slots(_of_columns(table, day), table, stamps, site)
+    for name, minutes in _longest_runs(telemetry).items():
+        if name in kept:
+            kept[name]["still_min"] = minutes
     return {"columns": kept, "joint": joint_of(_shifts_by_day(kept, table, stamps, day, site))}
 
 
 def _table_part(table: pd.DataFrame, site: Site, every: int) -> dict[str, dict]:
     "Columns of features or forecasts, one by one, from every so many rows."
     some = table.iloc[::every]
-    return _of_columns(some, day_numbers(some.index.get_level_values("timestamp"), site))
+    return _of_columns(some, day_numbers(some.index.get_level_values("timestamp"), site), ("psi",))
 
-# %% ../nbs/lib/14_baseline.ipynb #160d592c
+# %% ../nbs/lib/14_baseline.ipynb #c9b656ce
 def _blocks_of(index: pd.MultiIndex, times: Mapping[str, list[str]]) -> np.ndarray:
     "The block each row belongs to; empty between blocks."
     stamps, found = index.get_level_values("timestamp"), np.full(len(index), "", object)
@@ -401,17 +445,18 @@ def _blocks_of(index: pd.MultiIndex, times: Mapping[str, list[str]]) -> np.ndarr
     return found.astype("str")
 
 
-def _told_part(forecast: pd.DataFrame, targets: pd.DataFrame, times: Mapping, site: Site) -> dict:
+def _told_part(forecast: pd.DataFrame, targets: pd.DataFrame, times: Mapping, site: Site, intervals: Mapping) -> dict:
     "Predictions, labels and numbers."
     block, edges = _blocks_of(targets.index, times), load_edges(targets)
     inside, fair = np.flatnonzero(block != ""), np.flatnonzero(np.isin(block, ["valid", "test"]))
-    numbers = numbers_of(_rows(forecast, inside), _rows(targets, inside), block[inside], site, edges)
+    numbers = numbers_of(_rows(forecast, inside), _rows(targets, inside), block[inside], site, edges, intervals)
     horizons = sorted(int(c.rpartition("_")[2]) for c in targets if c.startswith("change_max_"))
     day = day_numbers(targets.index.get_level_values("timestamp"), site)
-    return {"predictions": _table_part(forecast.iloc[fair].drop(columns="now"), site, 1), "labels": _labels(targets, day), "load_edges": edges,
+    test_days = len(_whole_days(day[block == "test"]))
+    return {"test_days": test_days, "predictions": _table_part(forecast.iloc[fair].drop(columns="now"), site, 1), "labels": _labels(targets, day), "load_edges": edges,
             "numbers": numbers.round(6).to_dict("list"), "expected": expected_errors(forecast.iloc[fair], targets.iloc[fair], horizons, edges)}
 
-# %% ../nbs/lib/14_baseline.ipynb #2faf7528
+# %% ../nbs/lib/14_baseline.ipynb #89fe4e84
 def make_baseline(
     telemetry: pd.DataFrame,  # what the model learnt from and was tested on: line, timestamp, columns
     features: pd.DataFrame,  # its features, by (line, timestamp)
@@ -419,6 +464,7 @@ def make_baseline(
     targets: pd.DataFrame,  # what then happened
     site: Site,  # time zone
     times: Mapping[str, list[str]],  # block -> first and last minute; `test` is the one the numbers are of
+    intervals: Mapping[str, tuple[float, float]] | None = None,  # change_<target>_<horizon> -> offsets, jobs
     feature_every: int = 5,  # rows; neighbours are alike
 ) -> dict:  # line -> columns, joint, features, predictions, labels, numbers, expected, load_edges, since, until; fit for JSON
     "What was usual when a model was confirmed, for each of its lines."
@@ -430,6 +476,6 @@ def make_baseline(
         told, kept = forecast.loc[mine], features[(features.index.get_level_values("line") == line)]
         told.attrs = forecast.attrs
         kept = kept[kept.index.get_level_values("timestamp") >= first]
-        found[line] = _column_part(own, site) | {"features": _table_part(kept, site, feature_every)} | _told_part(told, targets.loc[mine], times, site) | {
+        found[line] = _column_part(own, site) | {"features": _table_part(kept, site, feature_every)} | _told_part(told, targets.loc[mine], times, site, intervals or {}) | {
             "since": first.isoformat(), "until": own["timestamp"].max().isoformat()}
     return found

@@ -705,7 +705,7 @@ def page_css(
               "light": f":root{{color-scheme:light;{_LIGHT}}}", "dark": f":root{{color-scheme:dark;{_DARK}}}"}[theme]
     return scheme + _PAGE_CSS
 
-# %% ../nbs/lib/18_dashboard.ipynb #433e8a2d
+# %% ../nbs/lib/18_dashboard.ipynb #430e9e31
 _PAGE_CSS = """
 html, body { background: var(--bg); color: var(--ink); margin: 0; min-height: 100% }
 body { font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans KR", "Noto Sans CJK KR", "Malgun Gothic", "Apple SD Gothic Neo", sans-serif }
@@ -736,7 +736,7 @@ th { font-weight: 600; white-space: nowrap } td:first-child { white-space: nowra
 .legend i { display: inline-block; width: .9rem; height: .5rem; border-radius: 2px; margin-right: .4rem; vertical-align: .05rem }
 .numbers { display: flex; flex-wrap: wrap; gap: .3rem 1.6rem; margin: .4rem 0 } .numbers span b { font-size: 1.1rem }
 @media (max-width: 36rem) { .tiles { grid-template-columns: repeat(auto-fill, minmax(9.6rem, 1fr)); gap: .45rem } .tile { padding: .45rem .55rem }
-  td, th { padding-right: .55rem } td.wide { min-width: 14rem } }
+  table { width: max-content } td { max-width: 17rem } td:first-child { position: sticky; left: 0; background: var(--bg) } }
 """
 
 # %% ../nbs/lib/18_dashboard.ipynb #92118ee1
@@ -859,7 +859,7 @@ def head_html(
     old = tag("p", _text(words.say("not_now", at=clock_text(at, board.site(view.line)))), class_="note") if not is_now and not view.asked.until else ""
     return head + old + ("" if view.lines else tag("div", tag("p", _text(words["nothing_yet"])), tag("p", tag("code", "amhs serve"), " ", tag("code", "amhs operate")), class_="empty"))
 
-# %% ../nbs/lib/18_dashboard.ipynb #8c8e0537
+# %% ../nbs/lib/18_dashboard.ipynb #c8731786
 _FIGURE_CSS = """
 :host { --bk-background-fill-color: transparent; --bk-border-fill-color: transparent; --bk-outline-line-color: transparent; touch-action: pan-y;
   --bk-axis-line-color: var(--line); --bk-major-tick-line-color: var(--line); --bk-minor-tick-line-color: transparent; --bk-grid-line-color: var(--line);
@@ -877,8 +877,16 @@ def _figure(height: int, title: str = "", **more: Any) -> Any:
     for part in (f.xaxis, f.yaxis, f.xgrid, f.ygrid, *([f.title] if title else [])):
         for one in part if isinstance(part, list) else [part]:
             one.stylesheets = [InlineStyleSheet(css=_FIGURE_CSS)]
-    f.xgrid.visible = False
+    f.xgrid.visible, f.xaxis.formatter, f.xaxis.ticker.desired_num_ticks = False, _times(), 5
     return f
+
+
+def _times() -> Any:
+    "Times on an axis, the same in every language: 09:30, below it 03-01."
+    from bokeh.models import DatetimeTickFormatter
+
+    dates = DatetimeTickFormatter(**dict.fromkeys(("seconds", "minsec", "minutes", "hourmin", "hours"), "%m-%d"), days="%Y", months="", years="")
+    return DatetimeTickFormatter(minutes="%H:%M", hourmin="%H:%M", hours="%H:%M", days="%m-%d", months="%Y-%m", context=dates, context_which="start")
 
 # %% ../nbs/lib/18_dashboard.ipynb #684a6b3e
 def _naive(times: Any, zone: ZoneInfo) -> Any:
@@ -893,7 +901,7 @@ def _hover(f: Any, renderers: list, rows: list[tuple[str, str]], mode: str = "vl
     formatters = {"@at": "datetime"}
     f.add_tools(HoverTool(renderers=renderers, tooltips=rows, formatters=formatters, mode=mode, point_policy="snap_to_data"))
 
-# %% ../nbs/lib/18_dashboard.ipynb #b9994a01
+# %% ../nbs/lib/18_dashboard.ipynb #e76e2e3e
 def _cut(table: pd.DataFrame, at: str = "at") -> pd.DataFrame:
     "Rows with an empty one in every hole, so that no curve is drawn across it."
     steps = table[at].diff()
@@ -917,11 +925,10 @@ def forecast_figure(
                color=ALARM, alpha=0.18, line_color=ALARM, line_alpha=0.35, level="underlay")
     _past(f, levels, answers, words, zone)
     top = _coming(f, answers.tail(1), words, zone) if len(answers) else 0
-    top = max(top, float(levels["level"].max()) if len(levels) else 0)
+    known = [top, *levels["level"].dropna(), *([site.thresholds.surge_level] if site else [])]
     if site:
         _limit(f, site.thresholds.surge_level)
-        top = max(top, site.thresholds.surge_level)
-    f.y_range.start, f.y_range.end = 0, 1.08 * (top or 1)
+    f.y_range.start, f.y_range.end = 0, 1.08 * (max(known) or 1)
     return f
 
 # %% ../nbs/lib/18_dashboard.ipynb #98c8e099
@@ -1103,7 +1110,7 @@ def delay_figure(
     f.y_range.start = 0
     return f
 
-# %% ../nbs/lib/18_dashboard.ipynb #c31419fe
+# %% ../nbs/lib/18_dashboard.ipynb #0f3c5ade
 def _heading(words: Words, name: str) -> str:
     "The heading of a section and the question it answers."
     return tag("h2", _text(words[name])) + tag("p", _text(words[f"{name}_about"]), class_="soft")
@@ -1129,8 +1136,11 @@ def now_section(
     episodes = board.episodes(view)
     mine, site = episodes[episodes["line"] == view.line], board.site(view.line)
     legend = [(LEVEL, words["level"]), (FORESEEN, words["foreseen"]), ("#e9c18f", words["coming"]), (ALARM, words["alarm_and_limit"])]
-    figure = forecast_figure(board.levels(*where), board.answers(*where), mine, words, site)
-    return [*parts, tag("h3", _text(view.line)) + legend_html(legend), figure]
+    levels, answers = board.levels(*where), board.answers(*where)
+    late = view.until - timedelta(minutes=60)
+    near = [levels[levels["at"] >= late], answers[answers["at"] >= late], mine[mine["ended"] >= late]]
+    figures = [forecast_figure(*near, words, site), forecast_figure(levels, answers, mine, words, site)]
+    return [*parts, tag("h3", _text(view.line)) + legend_html(legend), figures]
 
 # %% ../nbs/lib/18_dashboard.ipynb #71a3f4cc
 def alarms_section(
@@ -1250,9 +1260,16 @@ def service_section(
         parts.append(tag("p", _text(words.say("service_silent", at=board.service_address)), class_="note") if paths is None else table_html(paths, words))
     return parts
 
-# %% ../nbs/lib/18_dashboard.ipynb #2ef391d7
+# %% ../nbs/lib/18_dashboard.ipynb #9caf56e6
 SECTIONS = {"now": now_section, "alarms": alarms_section, "performance": performance_section, "drift": drift_section, "models": models_section,
             "service": service_section}
+
+
+_GRID_CSS = """
+:host { display: grid !important; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: .2rem 1rem; width: 100% }
+:host(.two) { grid-template-columns: minmax(0, 2fr) minmax(0, 3fr) }
+@media (max-width: 50rem) { :host(.two) { grid-template-columns: minmax(0, 1fr) } }
+"""
 
 
 def part_of(
@@ -1264,11 +1281,10 @@ def part_of(
     if isinstance(part, str):
         return pn.pane.HTML(part, stylesheets=[_PART_CSS], sizing_mode="stretch_width", margin=0)
     if isinstance(part, list):
-        side = [pn.pane.Bokeh(f, sizing_mode="stretch_width", margin=0, styles={"flex": "1 1 20rem", "min-width": "0"}) for f in part]
-        return pn.FlexBox(*side, sizing_mode="stretch_width", gap="0.6rem", margin=0)
+        return pn.Column(*map(part_of, part), sizing_mode="stretch_width", margin=0, stylesheets=[_GRID_CSS], css_classes=["two"] if len(part) == 2 else [])
     return pn.pane.Bokeh(part, sizing_mode="stretch_width", margin=0)
 
-# %% ../nbs/lib/18_dashboard.ipynb #59229c4d
+# %% ../nbs/lib/18_dashboard.ipynb #f54e1654
 class Live:
     "A page of one reader."
 
@@ -1282,19 +1298,20 @@ class Live:
         self.board, self.words, self.asked = board, load_words(asked.lang), asked
         names = {self.words["all_lines"]: "", **{n: n for n in board.lines()}}
         spans = {self.words.say("hours_of" if h < 48 else "days_of", n=h if h < 48 else h // 24): float(h) for h in SPANS_H}
-        look = dict(stylesheets=[_WIDGET_CSS], margin=0)
+        look = {"stylesheets": [_WIDGET_CSS], "margin": 0}
         self.line = pn.widgets.Select(name=self.words["line"], options=names, value=asked.line if asked.line in names.values() else "", width=190, **look)
         self.hours = pn.widgets.RadioButtonGroup(name=self.words["span"], options=spans, value=asked.hours if asked.hours in spans.values() else 24.0, **look)
         self.head = pn.pane.HTML("", stylesheets=[_PART_CSS], sizing_mode="stretch_width", margin=0)
         self.drawn: dict[str, tuple] = {}  # section -> what it was drawn from
         self.columns: dict[str, Any] = {}
 
-# %% ../nbs/lib/18_dashboard.ipynb #78edcee1
+# %% ../nbs/lib/18_dashboard.ipynb #ce10c53e
 _WIDGET_CSS = """
 :host { color: var(--ink) } label { color: var(--soft); font-size: .84rem }
 select.bk-input { background-color: var(--card); color: var(--ink); border-color: var(--line); font-size: 1rem; height: 2.3rem }
-.bk-btn-group .bk-btn { background: var(--card); color: var(--ink); border-color: var(--line); font-size: .92rem; min-height: 2.3rem; padding: 0 .8rem }
-.bk-btn-group .bk-btn.bk-active { background: var(--link); color: var(--bg); border-color: var(--link) }
+:host .bk-btn-group .bk-btn.bk-btn-default { background: var(--card); color: var(--ink); border: 1px solid var(--line); font-size: .92rem; min-height: 2.3rem; padding: 0 .8rem;
+  box-shadow: none }
+:host .bk-btn-group .bk-btn.bk-btn-default.bk-active { background: var(--link); color: var(--bg); border-color: var(--link) }
 """
 
 

@@ -255,25 +255,31 @@ def _test(test: str, value: float, limit: float, columns: Iterable[str], what: s
     "One test as a row."
     return {"test": test, "value": float(value), "limit": float(limit), "holds": bool(value > limit), "columns": ", ".join(columns), "what": what}
 
-# %% ../nbs/lib/18_retrain.ipynb #cc86aaf3
+# %% ../nbs/lib/18_retrain.ipynb #adeb34c0
 def broken_minutes(
-    telemetry: pd.DataFrame,  # one row per line and minute
-) -> pd.DataFrame:  # column -> share of minutes it was stuck or silent; and `minutes`, the share without a row
+    telemetry: pd.DataFrame,  # one line's; the longer it is, the better is known which columns come to rest by nature
+    since: pd.Timestamp | None = None,  # from when on; None: all of it
+    until: pd.Timestamp | None = None,  # up to when, without it; None: all of it
+) -> pd.DataFrame:  # stuck, silent, share (of minutes) by column; row `minutes`: those without a row
     "How much of telemetry cannot be trusted, per column."
     telemetry = telemetry.reset_index(drop=True)
-    stuck = stuck_sensors(telemetry).groupby("column")["minutes"].sum() / max(len(telemetry), 1)
-    silent = telemetry[[c for c in COLUMNS if c in telemetry]].isna().mean()
-    table = pd.DataFrame({"stuck": stuck, "silent": silent}).reindex(silent.index).fillna(0.0)
-    table.loc["minutes"] = [0.0, missing_share(telemetry)]
+    first, last = since or telemetry["timestamp"].min(), until or telemetry["timestamp"].max() + pd.Timedelta(minutes=1)
+    part = telemetry[(telemetry["timestamp"] >= first) & (telemetry["timestamp"] < last)]
+    found = stuck_sensors(telemetry).query("start >= @first and start < @last")
+    silent = part[[c for c in COLUMNS if c in part]].isna().mean()
+    stuck = (found.groupby("column")["minutes"].sum() / max(len(part), 1)).reindex(silent.index).fillna(0.0)
+    table = pd.DataFrame({"stuck": stuck, "silent": silent})
+    table.loc["minutes"] = [0.0, missing_share(part)]
     return table.assign(share=table.sum(axis=1)).rename_axis("column").sort_values("share", ascending=False)
 
-# %% ../nbs/lib/18_retrain.ipynb #447b503d
+# %% ../nbs/lib/18_retrain.ipynb #7f0f7ca8
 _MOST_BROKEN = 0.03  # minutes times sensors; a few minutes a day are everyday life
 
 
-def _quality_test(old: pd.DataFrame, new: pd.DataFrame) -> dict:
+def _quality_test(telemetry: pd.DataFrame, since: pd.Timestamp) -> dict:
     "Are sensors broken that were not?"
-    more = (broken_minutes(new)["share"] - broken_minutes(old)["share"].reindex(broken_minutes(new).index).fillna(0)).clip(lower=0)
+    before, after = broken_minutes(telemetry, until=since)["share"], broken_minutes(telemetry, since)["share"]
+    more = (after - before.reindex(after.index).fillna(0)).clip(lower=0)
     worst = more[more > 0.002].sort_values(ascending=False)
     return _test("data_quality", more.sum(), _MOST_BROKEN, worst.index[:5], "share of minutes with a stuck or silent sensor, or without a row, more than before")
 
@@ -413,7 +419,7 @@ def _began(findings: pd.DataFrame, newest: pd.Timestamp, new_days: float) -> pd.
     days = days[days >= newest - pd.Timedelta(days=7)]
     return min(days.min(), newest - pd.Timedelta(hours=12)) if len(days) else lately
 
-# %% ../nbs/lib/18_retrain.ipynb #a0981319
+# %% ../nbs/lib/18_retrain.ipynb #185986d1
 def find_cause(
     findings: pd.DataFrame,  # columns of `FINDING_COLUMNS`; may be empty
     telemetry: pd.DataFrame | None = None,  # one line's, the suspicious time and some weeks before; None: by the findings alone
@@ -432,7 +438,8 @@ def find_cause(
     old, new = telemetry[telemetry["timestamp"] < since], telemetry[telemetry["timestamp"] >= since]
     if min(len(old), len(new)) < 4 * _BLOCK_MIN:
         raise InputError("too little telemetry to compare before and after", got=f"{len(old)} and {len(new)} minutes", fix="give half a day of each, at least")
-    tests = pd.DataFrame([_quality_test(old, new), _capacity_test(old, new), *_concept_tests(telemetry, since), *_shift_tests(telemetry, since, load_site(site))])
+    tests = pd.DataFrame([_quality_test(telemetry, since), _capacity_test(old, new), *_concept_tests(telemetry, since),
+                          *_shift_tests(telemetry, since, load_site(site))])
     return _told(_named(tests, findings), tests, since)
 
 # %% ../nbs/lib/18_retrain.ipynb #a1690367

@@ -200,10 +200,10 @@ def _known(jobs: Sequence[Job]) -> dict[str, Job]:
         raise ParameterError("a job waits for one that is not there", got=lacking, fix=f"jobs: {', '.join(found)}")
     return {name: found[name] for name in TopologicalSorter({name: job.after for name, job in found.items()}).static_order()}
 
-# %% ../nbs/lib/15_schedule.ipynb #004a9740
-def _blocked(store: Store, job: Job, known: Mapping[str, Job], due: datetime) -> bool:
-    "Whether a job it waits for is still open at this due time."
-    return any(d <= due for name in job.after for d in open_dues(store, known[name], due))
+# %% ../nbs/lib/15_schedule.ipynb #f9933de1
+def _blocked(store: Store, job: Job, known: Mapping[str, Job], due: datetime, now: datetime) -> bool:
+    "Whether a job it waits for is still open at this due time; one that makes up for the newest only has to be through with that."
+    return any(d <= due or known[name].catch_up == "latest" for name in job.after for d in open_dues(store, known[name], now))
 
 # %% ../nbs/lib/15_schedule.ipynb #b660768b
 def _register(worker: Worker, job: Job, found: Sequence[datetime]) -> None:
@@ -221,7 +221,7 @@ def _pass_over(worker: Worker, job: Job, due: datetime) -> None:
         if row["why"] not in OVER and _may_take(row, worker.clock()):
             worker.store.swap("decisions", row | {"why": "passed over"}, {"detail": row["detail"], "why": row["why"]})
 
-# %% ../nbs/lib/15_schedule.ipynb #67cfa6c6
+# %% ../nbs/lib/15_schedule.ipynb #21e8f4d9
 def _one_round(worker: Worker, wanted: Sequence[Job], known: Mapping[str, Job], now: datetime) -> list[tuple]:
     "Look once at all that is due: job, due time and state of what was tried."
     found = {job.name: open_dues(worker.store, job, now) for job in wanted}
@@ -229,10 +229,14 @@ def _one_round(worker: Worker, wanted: Sequence[Job], known: Mapping[str, Job], 
         _register(worker, job, found[job.name])
     ran = []
     for due, i in sorted((due, i) for i, job in enumerate(wanted) for due in found[job.name]):
-        if not _blocked(worker.store, wanted[i], known, due) and (state := run_one(worker, wanted[i], due)):
-            ran.append((wanted[i].name, due, state))
-            if wanted[i].catch_up == "latest":
-                _pass_over(worker, wanted[i], due)
+        job = wanted[i]
+        if due != min(found[job.name]) or _blocked(worker.store, job, known, due, now) or not (state := run_one(worker, job, due)):
+            continue  # an earlier one first
+        ran.append((job.name, due, state))
+        if state in OVER:
+            found[job.name].remove(due)
+        if job.catch_up == "latest":
+            _pass_over(worker, job, due)
     return ran
 
 # %% ../nbs/lib/15_schedule.ipynb #cce2f345
