@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help run test test-full serve lab export readme lint lock clean
+.PHONY: help run test test-full serve dashboard lab export readme lint lock clean
 
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -36,6 +36,9 @@ test-full: $(READY)  ## the long tests too
 
 serve: $(READY)  ## the service on port 3000 (more for it: make serve ARGS="--port 8080")
 	$(BIN)/amhs serve $(ARGS)
+
+dashboard: $(READY)  ## the live page on port 5006 (more for it: make dashboard ARGS="--port 8081")
+	$(BIN)/amhs dashboard $(ARGS)
 
 lab: $(READY)  ## JupyterLab, saving notebooks clean (more for it: make lab ARGS="--port=9000")
 	$(BIN)/amhs lab -- $(ARGS)

@@ -14,11 +14,10 @@ __all__ = ['SPANS_H', 'SEVERITIES', 'HAPPENED', 'SOURCES', 'CHECKS_FROM_DAYS', '
            'service_numbers', 'service_section', 'part_of', 'Live', 'use_board', 'live_page', 'make_server',
            'serve_dashboard']
 
-# %% ../nbs/lib/18_dashboard.ipynb #c22b946a
+# %% ../nbs/lib/18_dashboard.ipynb #dac43ef3
 import html, json, re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from zoneinfo import ZoneInfo
@@ -499,7 +498,7 @@ def happened(
     since = min(view.since, view.until - timedelta(days=CHECKS_FROM_DAYS))
     return decision_table(self.decisions(since, view.until))
 
-# %% ../nbs/lib/18_dashboard.ipynb #7a9d37b0
+# %% ../nbs/lib/18_dashboard.ipynb #4acabe9f
 @patch
 def service(
     self: Board,
@@ -508,7 +507,8 @@ def service(
     "How the answers to the lines looked at came about."
     def read():
         wanted = ["minute", "made", "source", "role"]
-        rows = pd.concat([self.store.read("predictions", line, view.since, view.until, columns=wanted) for line in view.lines] or [pd.DataFrame(columns=wanted)])
+        found = [self.store.read("predictions", line, view.since, view.until, columns=wanted) for line in view.lines]
+        rows = pd.concat(found or [pd.DataFrame(columns=wanted)], ignore_index=True)
         rows = rows[rows["role"] != "shadow"]
         at = pd.to_datetime(rows["minute"].astype("int64") * 60, unit="s", utc=True)
         delay = (pd.to_datetime(rows["made"], utc=True) - at).dt.total_seconds()
@@ -705,7 +705,7 @@ def page_css(
               "light": f":root{{color-scheme:light;{_LIGHT}}}", "dark": f":root{{color-scheme:dark;{_DARK}}}"}[theme]
     return scheme + _PAGE_CSS
 
-# %% ../nbs/lib/18_dashboard.ipynb #430e9e31
+# %% ../nbs/lib/18_dashboard.ipynb #83dcf860
 _PAGE_CSS = """
 html, body { background: var(--bg); color: var(--ink); margin: 0; min-height: 100% }
 body { font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans KR", "Noto Sans CJK KR", "Malgun Gothic", "Apple SD Gothic Neo", sans-serif }
@@ -724,14 +724,17 @@ nav { display: flex; gap: .8rem; font-size: .9rem } nav b { font-weight: 600 }
 .tile { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .55rem .75rem; display: block; color: inherit }
 .tile:hover { text-decoration: none; border-color: var(--soft) } .tile.alarm { border-color: var(--bad); box-shadow: inset 4px 0 0 var(--bad) }
 .tile .top { display: flex; justify-content: space-between; gap: .5rem; align-items: baseline } .tile b { font-size: 1rem }
-.tile .big { font-size: 1.5rem; font-weight: 600; line-height: 1.2; font-variant-numeric: tabular-nums } .tile svg { width: 100%; height: 2.2rem; display: block }
+.tile .big { font-size: 1.5rem; font-weight: 600; line-height: 1.2; font-variant-numeric: tabular-nums }
+.tile svg { width: 100%; height: 2.2rem; display: block }
 .tile dl { display: grid; grid-template-columns: auto 1fr; gap: 0 .6rem; margin: .2rem 0 0; font-size: .84rem; font-variant-numeric: tabular-nums }
 .tile dt { color: var(--soft) } .tile dd { margin: 0; text-align: right }
 .badge { padding: .02rem .55rem; border-radius: 1rem; font-size: .8rem; font-weight: 600; white-space: nowrap; color: var(--idle); background: var(--idlebg) }
-.good { color: var(--good); background: var(--goodbg) } .bad { color: var(--bad); background: var(--badbg) } .warn { color: var(--warn); background: var(--warnbg) }
+.good { color: var(--good); background: var(--goodbg) } .bad { color: var(--bad); background: var(--badbg) }
+.warn { color: var(--warn); background: var(--warnbg) }
 .scroll { overflow-x: auto; margin: .4rem 0 } table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; min-width: 100% }
 th, td { padding: .28rem .7rem .28rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top }
-th { font-weight: 600; white-space: nowrap } td:first-child { white-space: nowrap } code { font-size: .84em; background: var(--card); padding: 0 .3em; border-radius: 4px }
+th { font-weight: 600; white-space: nowrap } td:first-child { white-space: nowrap }
+code { font-size: .84em; background: var(--card); padding: 0 .3em; border-radius: 4px }
 .legend { display: flex; flex-wrap: wrap; gap: .1rem 1.1rem; font-size: .84rem; color: var(--soft); margin: .2rem 0 }
 .legend i { display: inline-block; width: .9rem; height: .5rem; border-radius: 2px; margin-right: .4rem; vertical-align: .05rem }
 .numbers { display: flex; flex-wrap: wrap; gap: .3rem 1.6rem; margin: .4rem 0 } .numbers span b { font-size: 1.1rem }
@@ -844,7 +847,7 @@ def address(
     wanted, plain = asked.model_copy(update=changes).model_dump(mode="json"), Asked().model_dump(mode="json")
     return "?" + urlencode({k: f"{v:g}" if isinstance(v, float) else v for k, v in wanted.items() if v != plain[k]})
 
-# %% ../nbs/lib/18_dashboard.ipynb #ccf356d8
+# %% ../nbs/lib/18_dashboard.ipynb #fb6a74e4
 def head_html(
     board: Board,
     view: View,
@@ -852,12 +855,19 @@ def head_html(
 ) -> str:  # HTML
     "The head of the page: what it is about, which time, other languages and themes; what to do if there is nothing."
     at, is_now = board.now()
-    other = [tag("b", n) if view.asked.lang == k else tag("a", n, href=address(view.asked, lang=k)) for k, n in (("en", "English"), ("ko", "한국어"))]
-    themes = [tag("b", _text(words[t])) if view.asked.theme == t else tag("a", _text(words[t]), href=address(view.asked, theme=t)) for t in ("auto", "light", "dark")]
+    languages = _choices(view.asked, "lang", {"en": "English", "ko": "한국어"})
+    themes = _choices(view.asked, "theme", {t: words[t] for t in ("auto", "light", "dark")})
     when = tag("span", _text(words.say("until", at=clock_text(view.until, board.site(view.line)), zone=str(_zone(board.site(view.line))))), class_="soft")
-    head = tag("header", tag("h1", _text(words["title"])), when, tag("nav", *other), tag("nav", *themes))
+    head = tag("header", tag("h1", _text(words["title"])), when, languages, themes)
     old = tag("p", _text(words.say("not_now", at=clock_text(at, board.site(view.line)))), class_="note") if not is_now and not view.asked.until else ""
-    return head + old + ("" if view.lines else tag("div", tag("p", _text(words["nothing_yet"])), tag("p", tag("code", "amhs serve"), " ", tag("code", "amhs operate")), class_="empty"))
+    start = tag("p", *(tag("code", c) + " " for c in ("amhs serve", "amhs operate")))
+    return head + old + ("" if view.lines else tag("div", tag("p", _text(words["nothing_yet"])), start, class_="empty"))
+
+
+def _choices(asked: Asked, name: str, texts: Mapping[str, str]) -> str:
+    "Links to the same page, other in one thing."
+    links = [tag("b", _text(t)) if getattr(asked, name) == k else tag("a", _text(t), href=address(asked, **{name: k})) for k, t in texts.items()]
+    return tag("nav", *links)
 
 # %% ../nbs/lib/18_dashboard.ipynb #c8731786
 _FIGURE_CSS = """
@@ -1032,7 +1042,7 @@ def findings_figure(
         _hover(f, [marks], [("", "@at{%m-%d}"), (words["line"], "@line"), ("", "@what")], "mouse")
     return f
 
-# %% ../nbs/lib/18_dashboard.ipynb #818ab9aa
+# %% ../nbs/lib/18_dashboard.ipynb #ae213d93
 _BARS = {"live": LEVEL, "canary": FORESEEN, "shadow": QUIET}
 _MARKS = {"retraining": ("diamond", FORESEEN), "promotion": ("star", GOOD), "alert": ("triangle", ALARM), "plan": ("square", QUIET)}
 
@@ -1055,6 +1065,8 @@ def models_figure(
     f = _figure(70 + 34 * max(len(rows), 1), y_range=rows[::-1], x_range=Range1d(first, last))
     for span in spans.assign(began=spans["began"].clip(lower=pd.Timestamp(since))).to_dict("records"):
         _bar(f, span, words, zone)
+        if span["role"] == "live" and span["ended"] - span["began"] > (until - since) / 8:
+            _name_bar(f, span, zone)
     for kind, (marker, colour) in _MARKS.items():
         mine = events[events["kind"] == kind]
         where = [s if s in known else words["all_lines"] for s in mine["subject"]]
@@ -1076,7 +1088,16 @@ def _bar(f: Any, span: Mapping[str, Any], words: Words, zone: ZoneInfo) -> None:
                  line_color=_BARS[span["role"]])
     _hover(f, [bar], [("@role", "@version"), ("", "@at{%m-%d %H:%M}"), (words["who"], "@who"), (words["why"], "@why")], "mouse")
 
-# %% ../nbs/lib/18_dashboard.ipynb #2683afab
+# %% ../nbs/lib/18_dashboard.ipynb #45960355
+def _name_bar(f: Any, span: Mapping[str, Any], zone: ZoneInfo) -> None:
+    "The version's name on its bar."
+    from bokeh.models import InlineStyleSheet, Label
+
+    at, _ = _naive([span["began"], span["ended"]], zone)
+    f.add_layout(Label(x=at, y=span["line"], text=span["version"], text_font_size="12px", text_baseline="middle", x_offset=6,
+                       stylesheets=[InlineStyleSheet(css=_FIGURE_CSS)]))
+
+# %% ../nbs/lib/18_dashboard.ipynb #2fb13da7
 _SHARES = {"hybrid": LEVEL, "model": GOOD, "rules": FORESEEN, "cache": QUIET}
 
 
@@ -1090,7 +1111,8 @@ def service_figure(
     f, zone = _figure(height, words["answers_by_source"], y_range=(0, 1.02)), _zone(site)
     step = service["at"].diff().min() if len(service) > 1 else pd.Timedelta(hours=1)
     source = _source(at=_naive(service["at"] + step / 2, zone), n=service["answers"], **{s: service[s] for s in SOURCES})
-    bars = f.vbar_stack(SOURCES, x="at", width=0.92 * step / pd.Timedelta(milliseconds=1), source=source, color=list(_SHARES.values()), alpha=0.75, line_color=None)
+    wide = 0.92 * step / pd.Timedelta(milliseconds=1)
+    bars = f.vbar_stack(SOURCES, x="at", width=wide, source=source, color=list(_SHARES.values()), alpha=0.75, line_color=None)
     told = [("", "@at{%m-%d %H:%M}"), (words["answers"], "@n"), *((words[s], f"@{s}{{0.0%}}") for s in SOURCES)]
     _hover(f, bars[:1], told)
     return f
@@ -1161,7 +1183,7 @@ def alarms_section(
     said = tag("p", _text(words.say("alarms_said", n=len(found), shown=len(shown))), class_="soft")
     return [_heading(words, "alarms") + said + table_html(table, words)]
 
-# %% ../nbs/lib/18_dashboard.ipynb #f7a33324
+# %% ../nbs/lib/18_dashboard.ipynb #10a8661b
 PERFORMANCE = {"mae_max_10": "mae_limit", "skill_max_10": 0, "balanced_accuracy_10": None, "event_recall": None, "false_per_day": None, "coverage": None,
                "estimated_mae_max_10": "mae_limit"}  # figure of a check -> its limit
 _NUMBERS = ("mae_max_10", "skill_max_10", "event_recall", "false_per_day", "coverage", "psi_max", "share_fallback", "lag_min", "rows")
@@ -1177,7 +1199,8 @@ def performance_section(
     if figures.empty:
         return [_heading(words, "performance") + _empty(words, "performance")]
     last = figures[figures["at"] == figures["at"].max()]
-    numbers = [tag("span", tag("b", _text(number_text(last[c].mean()))), " ", tag("small", _text(words[c]))) for c in _NUMBERS if c in last and last[c].notna().any()]
+    known = [c for c in _NUMBERS if c in last and last[c].notna().any()]
+    numbers = [tag("span", tag("b", _text(number_text(last[c].mean()))), " ", tag("small", _text(words[c]))) for c in known]
     said = tag("p", _text(words.say("checked", at=clock_text(last["at"].iloc[0], site), n=len(last))), class_="soft")
     drawn = [daily_figure(figures, c, words, limit, site) for c, limit in PERFORMANCE.items() if c in figures and figures[c].notna().any()]
     return [_heading(words, "performance") + said + tag("div", *numbers, class_="numbers"), drawn]
@@ -1203,7 +1226,7 @@ def drift_section(
     tones = {"critical": "bad", "warning": "warn", "info": ""}
     return [_heading(words, "drift"), *drawn, legend, findings_figure(findings, words, site), table_html(table, words, tones)]
 
-# %% ../nbs/lib/18_dashboard.ipynb #9c390133
+# %% ../nbs/lib/18_dashboard.ipynb #05d53fbb
 def models_section(
     board: Board,
     view: View,
@@ -1218,7 +1241,8 @@ def models_section(
     legend = legend_html([*((c, words[r]) for r, c in _BARS.items()), *((c, words[k]) for k, (_, c) in _MARKS.items())])
     since = min(view.since, view.until - timedelta(days=CHECKS_FROM_DAYS))
     parts += [legend, models_figure(spans, happened, words, since, view.until, site)]
-    bars = spans.assign(kind="deployed", at=spans["began"], subject=spans["line"], what=[f"{words[r]}: {v} {w or ''}" for r, v, w in zip(spans["role"], spans["version"], spans["why"])])
+    what = [f"{words[r]}: {v} {w or ''}" for r, v, w in zip(spans["role"], spans["version"], spans["why"])]
+    bars = spans.assign(kind="deployed", at=spans["began"], subject=spans["line"], what=what)
     rows = pd.concat([happened, bars[["at", "kind", "subject", "who", "what"]]]).sort_values("at", ascending=False).head(most)
     table = pd.DataFrame({"at": [clock_text(t, site) for t in rows["at"]], "kind": [words[k] for k in rows["kind"]], "subject": rows["subject"],
                           "who": rows["who"].fillna(""), "what": rows["what"]})
@@ -1241,7 +1265,7 @@ def service_numbers(
         log.info("the service does not tell its numbers: %s", e)
         return None
 
-# %% ../nbs/lib/18_dashboard.ipynb #4402f214
+# %% ../nbs/lib/18_dashboard.ipynb #1fa2bd41
 def service_section(
     board: Board,
     view: View,
@@ -1253,7 +1277,8 @@ def service_section(
         return [_heading(words, "service") + _empty(words, "service")]
     legend = legend_html((c, words[s]) for s, c in _SHARES.items())
     lines = pd.DataFrame({"line": said["line"], "newest": [clock_text(t, board.site(n)) for t, n in zip(said["at"], said["line"])],
-                          "source": [words[s] for s in said["source"]], "model": said["model"], "delay_s": said["delay_s"].map(number_text), "notes": said["notes"]})
+                          "source": [words[s] for s in said["source"]], "model": said["model"], "delay_s": said["delay_s"].map(number_text),
+                          "notes": said["notes"]})
     parts = [_heading(words, "service") + legend, [service_figure(service, words, site), delay_figure(service, words, site)], table_html(lines, words)]
     if board.service_address and not view.asked.until:
         paths = service_numbers(board.service_address)
@@ -1305,12 +1330,12 @@ class Live:
         self.drawn: dict[str, tuple] = {}  # section -> what it was drawn from
         self.columns: dict[str, Any] = {}
 
-# %% ../nbs/lib/18_dashboard.ipynb #ce10c53e
+# %% ../nbs/lib/18_dashboard.ipynb #a63bba11
 _WIDGET_CSS = """
 :host { color: var(--ink) } label { color: var(--soft); font-size: .84rem }
 select.bk-input { background-color: var(--card); color: var(--ink); border-color: var(--line); font-size: 1rem; height: 2.3rem }
-:host .bk-btn-group .bk-btn.bk-btn-default { background: var(--card); color: var(--ink); border: 1px solid var(--line); font-size: .92rem; min-height: 2.3rem; padding: 0 .8rem;
-  box-shadow: none }
+:host .bk-btn-group .bk-btn.bk-btn-default { background: var(--card); color: var(--ink); border: 1px solid var(--line); font-size: .92rem;
+  min-height: 2.3rem; padding: 0 .8rem; box-shadow: none }
 :host .bk-btn-group .bk-btn.bk-btn-default.bk-active { background: var(--link); color: var(--bg); border-color: var(--link) }
 """
 
@@ -1367,7 +1392,7 @@ def refresh(self: Live, *_: Any) -> None:
     for name in self.columns:
         self.draw(name)
 
-# %% ../nbs/lib/18_dashboard.ipynb #cef39aa6
+# %% ../nbs/lib/18_dashboard.ipynb #b18292d1
 @patch
 def page(
     self: Live,
@@ -1384,7 +1409,8 @@ def page(
         pn.state.onload(self.refresh)
         pn.state.add_periodic_callback(self.refresh, period=int(1000 * every_s))
     choices = pn.FlexBox(self.line, self.hours, align_items="end", gap="1rem", sizing_mode="stretch_width", margin=(12, 0, 0, 0))
-    return pn.Column(self.head, choices, *sections, sizing_mode="stretch_width", max_width=1280, margin=0, styles={"padding": "1rem clamp(.8rem, 2.5vw, 2rem) 4rem", "margin": "0 auto"})
+    look = {"padding": "1rem clamp(.8rem, 2.5vw, 2rem) 4rem", "margin": "0 auto"}
+    return pn.Column(self.head, choices, *sections, sizing_mode="stretch_width", max_width=1280, margin=0, styles=look)
 
 # %% ../nbs/lib/18_dashboard.ipynb #6a12baea
 _BOARD: dict[str, Board] = {}  # of this process: all its readers share what was read
@@ -1430,7 +1456,7 @@ def _metrics_handler() -> type:
             self.finish(text)
     return Metrics
 
-# %% ../nbs/lib/18_dashboard.ipynb #d4dce4c0
+# %% ../nbs/lib/18_dashboard.ipynb #7ea357fc
 NOTEBOOK = "nbs/guide/dashboard.ipynb"
 _HERE = ("127.0.0.1", "localhost", "::1")
 
@@ -1438,7 +1464,7 @@ _HERE = ("127.0.0.1", "localhost", "::1")
 def make_server(
     board: Board | None = None,  # None: of the settings
     host: str = "127.0.0.1",  # address to listen on
-    port: int = 5006,  # port to listen on; 0: any that is free
+    port: int = 5006,  # port to listen on
     origins: Iterable[str] = (),  # further names under which browsers reach it, host:port
     notebook: Path | str | None = None,  # None: the project's
 ) -> Any:  # a server of Panel, not yet started
@@ -1448,10 +1474,10 @@ def make_server(
     board, path = use_board(board), Path(notebook or project_root() / NOTEBOOK)
     if not path.is_file():
         raise InputError("the dashboard's notebook is not there", got=str(path), fix="call it from the project's folder, or set AMHS_ROOT")
-    known = [f"{name}:{port}" for name in dict.fromkeys((host, "localhost", "127.0.0.1"))] if port else ["*"]
-    pn.config.reuse_sessions = False
-    return pn.io.server.get_server({"/": str(path)}, port=port, address=host, websocket_origin=[*known, *origins], show=False, start=False, warm=True, liveness=True,
-                                   extra_patterns=[(r"/metrics", _metrics_handler(), {"board": board})], keep_alive_milliseconds=10_000)
+    known = [f"{name}:{port}" for name in dict.fromkeys((host, "localhost", "127.0.0.1"))]
+    numbers = [(r"/metrics", _metrics_handler(), {"board": board})]
+    return pn.io.server.get_server({"/": str(path)}, port=port, address=host, websocket_origin=[*known, *origins], show=False, start=False,
+                                   warm=True, liveness=True, extra_patterns=numbers, keep_alive_milliseconds=10_000)
 
 # %% ../nbs/lib/18_dashboard.ipynb #1f68d7c8
 def serve_dashboard(

@@ -10,15 +10,15 @@ LAYERS = [
     {"core"}, {"answers", "messages", "processes", "load"},
     {"config", "client"}, {"pages"}, {"documents"}, {"telemetry"}, {"simulate", "quality", "features", "targets", "rules"}, {"model"},
     {"evaluate", "plots", "engines"}, {"inference", "baseline"}, {"develop", "deployment", "access"}, {"registry", "store"}, {"package", "serve", "schedule"},
-    {"api", "bento", "offline"}, {"integration"},
+    {"api", "bento", "offline", "dashboard"}, {"integration"},
     {"monitor", "alerts"}, {"retrain"}, {"operate"},
     {"stages"}, {"provenance"}, {"plan"}, {"reports"}, {"compare"}, {"wire"}, {"kernel"}, {"warm"}, {"execute"}, {"runs"},
     {"archive"}, {"grids"}, {"reproduce"}, {"workbench"}, {"serving"}, {"cli"},
 ]
 HOMES = {"mlflow": {"registry"}, "papermill": {"execute"}, "matplotlib": {"plots"}, "bentoml": {"package"},
          "sqlalchemy": {"store"}, "optuna": {"develop"}, "jinja2": {"documents"},
-         "starlette": {"api"}, "httpx": {"client", "alerts"}, "msgspec": {"messages", "serve", "api", "client", "offline", "integration", "monitor"},
-         "schemathesis": {"integration"}, "hypothesis": {"integration"}}
+         "starlette": {"api"}, "httpx": {"client", "alerts"}, "msgspec": {"messages", "serve", "api", "client", "offline", "integration", "monitor", "dashboard"},
+         "panel": {"dashboard"}, "bokeh": {"dashboard"}, "schemathesis": {"integration"}, "hypothesis": {"integration"}}
 LEVEL = {module: i for i, layer in enumerate(LAYERS) for module in layer}
 
 
