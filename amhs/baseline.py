@@ -436,7 +436,7 @@ def _table_part(table: pd.DataFrame, site: Site, every: int) -> dict[str, dict]:
     some = table.iloc[::every]
     return _of_columns(some, day_numbers(some.index.get_level_values("timestamp"), site), ("psi",))
 
-# %% ../nbs/lib/14_baseline.ipynb #c9b656ce
+# %% ../nbs/lib/14_baseline.ipynb #4357477a
 def _blocks_of(index: pd.MultiIndex, times: Mapping[str, list[str]]) -> np.ndarray:
     "The block each row belongs to; empty between blocks."
     stamps, found = index.get_level_values("timestamp"), np.full(len(index), "", object)
@@ -453,10 +453,11 @@ def _told_part(forecast: pd.DataFrame, targets: pd.DataFrame, times: Mapping, si
     horizons = sorted(int(c.rpartition("_")[2]) for c in targets if c.startswith("change_max_"))
     day = day_numbers(targets.index.get_level_values("timestamp"), site)
     test_days = len(_whole_days(day[block == "test"]))
-    return {"test_days": test_days, "predictions": _table_part(forecast.iloc[fair].drop(columns="now"), site, 1), "labels": _labels(targets, day), "load_edges": edges,
+    predictions = _table_part(forecast.iloc[fair].drop(columns="now"), site, 1)
+    return {"test_days": test_days, "predictions": predictions, "labels": _labels(targets, day), "load_edges": edges,
             "numbers": numbers.round(6).to_dict("list"), "expected": expected_errors(forecast.iloc[fair], targets.iloc[fair], horizons, edges)}
 
-# %% ../nbs/lib/14_baseline.ipynb #89fe4e84
+# %% ../nbs/lib/14_baseline.ipynb #a00a55a7
 def make_baseline(
     telemetry: pd.DataFrame,  # what the model learnt from and was tested on: line, timestamp, columns
     features: pd.DataFrame,  # its features, by (line, timestamp)
@@ -476,6 +477,6 @@ def make_baseline(
         told, kept = forecast.loc[mine], features[(features.index.get_level_values("line") == line)]
         told.attrs = forecast.attrs
         kept = kept[kept.index.get_level_values("timestamp") >= first]
-        found[line] = _column_part(own, site) | {"features": _table_part(kept, site, feature_every)} | _told_part(told, targets.loc[mine], times, site, intervals or {}) | {
-            "since": first.isoformat(), "until": own["timestamp"].max().isoformat()}
+        about = {"since": first.isoformat(), "until": own["timestamp"].max().isoformat(), "features": _table_part(kept, site, feature_every)}
+        found[line] = about | _column_part(own, site) | _told_part(told, targets.loc[mine], times, site, intervals or {})
     return found

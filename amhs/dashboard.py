@@ -129,11 +129,11 @@ def thinned(
     step = -(-len(narrow) // points)
     return narrow if step <= 1 else narrow.groupby(np.arange(len(narrow)) // step).agg({"at": "first", **dict.fromkeys(columns, "max")})
 
-# %% ../nbs/lib/18_dashboard.ipynb #4d1c6d45
+# %% ../nbs/lib/18_dashboard.ipynb #d6bc44b5
 def _detail(text: str | None) -> dict:
     "What a decision says of itself; what cannot be read says nothing."
     try:
-        found = json.loads(text or "{}")
+        found = json.loads(text) if isinstance(text, str) else {}
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
@@ -203,7 +203,7 @@ def deployment_spans(
     found = pd.DataFrame(rows, columns=["line", "role", "version", "began", "ended", "who", "why"])
     return found.sort_values(["began", "line"], ignore_index=True)
 
-# %% ../nbs/lib/18_dashboard.ipynb #b5b425fb
+# %% ../nbs/lib/18_dashboard.ipynb #1a1353da
 def decision_text(
     kind: str,  # of the decision
     why: str | None,  # as recorded
@@ -214,9 +214,9 @@ def decision_text(
     first = next((str(told[k]) for k in ("title", "what", "verdict", "sentence", "text", "status", "cause") if isinstance(told.get(k), str | bool | int)), "")
     if kind == "retraining" and isinstance(told.get("retrain"), bool):
         first = "retrain" if told["retrain"] else "keep"
-    return ": ".join(filter(None, dict.fromkeys([first, why or ""])))[:400]
+    return ": ".join(filter(None, dict.fromkeys([first, why if isinstance(why, str) else ""])))[:400]
 
-# %% ../nbs/lib/18_dashboard.ipynb #d6e8b836
+# %% ../nbs/lib/18_dashboard.ipynb #3bca9bef
 HAPPENED = ("alert", "silence", "retraining", "plan", "promotion", "job")  # decisions that are events, by kind
 
 
@@ -226,7 +226,7 @@ def decision_table(
     "Decisions as people read them."
     found = decisions[decisions["kind"].isin(HAPPENED)]
     what = [decision_text(*row) for row in zip(found["kind"], found["why"], found["detail"])]
-    return found[["at", "kind", "subject", "who"]].assign(what=what).sort_values("at", ascending=False, ignore_index=True)
+    return found[["at", "kind", "subject", "who"]].fillna({"who": ""}).assign(what=what).sort_values("at", ascending=False, ignore_index=True)
 
 # %% ../nbs/lib/18_dashboard.ipynb #9e131114
 SOURCES = ("hybrid", "model", "rules", "cache")
@@ -1226,7 +1226,7 @@ def drift_section(
     tones = {"critical": "bad", "warning": "warn", "info": ""}
     return [_heading(words, "drift"), *drawn, legend, findings_figure(findings, words, site), table_html(table, words, tones)]
 
-# %% ../nbs/lib/18_dashboard.ipynb #05d53fbb
+# %% ../nbs/lib/18_dashboard.ipynb #263a6f8e
 def models_section(
     board: Board,
     view: View,
@@ -1245,7 +1245,7 @@ def models_section(
     bars = spans.assign(kind="deployed", at=spans["began"], subject=spans["line"], what=what)
     rows = pd.concat([happened, bars[["at", "kind", "subject", "who", "what"]]]).sort_values("at", ascending=False).head(most)
     table = pd.DataFrame({"at": [clock_text(t, site) for t in rows["at"]], "kind": [words[k] for k in rows["kind"]], "subject": rows["subject"],
-                          "who": rows["who"].fillna(""), "what": rows["what"]})
+                          "who": rows["who"], "what": rows["what"]})
     return [*parts, table_html(table, words)]
 
 # %% ../nbs/lib/18_dashboard.ipynb #661b466f
@@ -1361,7 +1361,7 @@ def section(
         self.draw(name)
     return self.columns[name]
 
-# %% ../nbs/lib/18_dashboard.ipynb #5c2f5327
+# %% ../nbs/lib/18_dashboard.ipynb #1fa881b4
 @patch
 def draw(
     self: Live,
@@ -1374,8 +1374,8 @@ def draw(
         return
     try:
         parts = SECTIONS[name](self.board, view, self.words)
-    except AmhsError as e:
-        log.error("section %s of the dashboard: %s", name, e)
+    except Exception as e:  # whatever it is, the other sections stand
+        log.log(30 if isinstance(e, AmhsError) else 40, "section %s of the dashboard: %s", name, e, exc_info=not isinstance(e, AmhsError))
         parts = [_heading(self.words, name) + tag("p", _text(e), class_="note")]
     self.columns[name].objects, self.drawn[name] = [part_of(p) for p in parts], state
 

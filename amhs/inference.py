@@ -39,7 +39,7 @@ class Intervals:
     model: dict[str, tuple[float, float]]  # change_<target>_<horizon> -> lower and upper offset of the model's forecast
     level: dict[str, tuple[float, float]]  # the same of the answer that nothing changes
 
-# %% ../nbs/lib/15_inference.ipynb #2db59444
+# %% ../nbs/lib/15_inference.ipynb #8399b1c9
 class Package:
     "A confirmed model made light, with all that a service needs"
     def __init__(
@@ -62,6 +62,12 @@ class Package:
     def card(self) -> str:
         "The model card, Markdown."
         return (self.folder / "card.md").read_text(encoding="utf-8")
+
+    @cached_property
+    def baseline(self) -> dict | None:
+        "What was usual when the model was confirmed, by line; None: it was packed without."
+        path = self.folder / "baseline.json"
+        return read_json(path) if path.is_file() else None
 
     @cached_property
     def forecaster(self) -> Forecaster:

@@ -7,7 +7,7 @@ __all__ = ['PROVEN', 'SINGLE_ROWS', 'TURNS', 'NEEDS', 'build_engines', 'validati
            'candidate_table', 'choose_alarm', 'conformal', 'coverage', 'resolved_rules', 'example_window', 'licences',
            'write_package', 'replay', 'interval_table', 'contents', 'alarm_table', 'licence_table', 'refused_table']
 
-# %% ../nbs/lib/16_package.ipynb #a8df2d7c
+# %% ../nbs/lib/16_package.ipynb #6fcc743c
 import json, math
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, distribution
@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from .baseline import make_baseline
 from .config import TARGETS, Criteria, InferenceParams
 from .core import AmhsError, ModelError, atomic_path, read_json, seeded, sha256_file, sha256_json, sha256_tree, write_json
 from .develop import Labelled, block
@@ -288,7 +289,7 @@ def _answered(engine: Engine, like: pd.DataFrame, features: pd.DataFrame) -> pd.
     table.attrs = like.attrs
     return table
 
-# %% ../nbs/lib/16_package.ipynb #07808d56
+# %% ../nbs/lib/16_package.ipynb #1848ff20
 def write_package(
     folder: Path | str,  # where; replaced as a whole
     confirmed: Path | str,  # the confirmed model that stage 07 wrote
@@ -313,10 +314,18 @@ def write_package(
     with atomic_path(folder) as tmp:
         _write_files(tmp, Path(confirmed), data, engine, candidates)
         _write_example(tmp, data, engine, about)
+        write_json(tmp / "baseline.json", _usual(data, engine, like, intervals))
         about["version"] = f"{number}-{_identity(tmp, about)}"
         seal(tmp, "package.json", {"format": 1, **about})
         load_package(tmp)
     return Path(folder)
+
+# %% ../nbs/lib/16_package.ipynb #9ea7f991
+def _usual(data: Labelled, engine: Engine, like: pd.DataFrame, intervals: Intervals) -> dict:
+    "The baseline of a model, by line."
+    features = build_features(data.telemetry, like.attrs["feature_set"], data.site)[list(engine.features)]
+    rows = features.index.intersection(data.targets.index)
+    return make_baseline(data.telemetry, features, _answered(engine, like, features.loc[rows]), data.targets, data.site, data.times, intervals.model)
 
 # %% ../nbs/lib/16_package.ipynb #c13294ba
 def _write_files(tmp: Path, confirmed: Path, data: Labelled, engine: Engine, candidates: pd.DataFrame) -> None:
