@@ -269,29 +269,40 @@ def joint_distance(
     share = (part / max(float(part.sum()), 1e-12)).sort_values(ascending=False)
     return Joint(float(_distance(z.to_numpy()[None], precision)[0]), share)
 
-# %% ../nbs/lib/14_baseline.ipynb #6882d156
+# %% ../nbs/lib/14_baseline.ipynb #3b17d0cf
 def _rescaled(centre: pd.Series, own: pd.Series) -> np.ndarray:
     "What a block's deviations are multiplied by: errors in jobs by how much larger they are on the test block, shares not at all."
     jobs = centre.index.get_level_values("metric").isin(["mae", "rmse"])
     return np.where(jobs & (own > 0), centre / own.where(own > 0, 1), 1.0)[:, None]
 
 
-def _deviations(forecast: pd.DataFrame, targets: pd.DataFrame, day: np.ndarray, centre: pd.Series) -> pd.DataFrame:
-    "Each whole day's numbers minus the mean of their block."
-    found = scores_by_part(forecast, targets, day).reindex(centre.index)
-    own = found[list(_whole_days(day))]
-    mean = own.mean(axis=1)
-    return own.sub(mean, axis=0) * _rescaled(centre, mean)
+def _part_days(forecast: pd.DataFrame, targets: pd.DataFrame, part: np.ndarray, day: np.ndarray) -> pd.DataFrame:
+    "Every number of every part on every whole day: columns (part, day)."
+    at = np.flatnonzero(np.isin(day, _whole_days(day)))
+    code, pairs = pd.factorize(pd.MultiIndex.from_arrays([part[at], day[at]]), sort=True)
+    return scores_by_part(_rows(forecast, at), _rows(targets, at), code).drop(columns="all").set_axis(pairs, axis=1)
 
-# %% ../nbs/lib/14_baseline.ipynb #6a26e0a8
-def _by_day(forecast: pd.DataFrame, targets: pd.DataFrame, block: np.ndarray, day: np.ndarray) -> pd.DataFrame:
-    "Every number: centre (of the test block), spread from day to day, days."
-    at = {name: np.flatnonzero(block == name) for name in np.unique(block)}
-    centre = scores_by_part(_rows(forecast, at["test"]), _rows(targets, at["test"]), day[at["test"]])["all"]
-    off = pd.concat([_deviations(_rows(forecast, i), _rows(targets, i), day[i], centre) for i in at.values()], axis=1)
-    n, free = off.notna().sum(axis=1), off.notna().sum(axis=1) - len(at)
+# %% ../nbs/lib/14_baseline.ipynb #6069168b
+def _deviations(days: Iterable[pd.DataFrame], part: str, centre: pd.Series) -> pd.DataFrame:
+    "Each day's numbers minus the mean of their block."
+    own = [found[part].reindex(centre.index) for found in days if part in found.columns.levels[0]]
+    return pd.concat([o.sub(o.mean(axis=1), axis=0) * _rescaled(centre, o.mean(axis=1)) for o in own], axis=1)
+
+
+def _with_spread(centre: pd.Series, days: list[pd.DataFrame], part: str) -> pd.DataFrame:
+    "A part's numbers: centre, spread from day to day, days."
+    off = _deviations(days, part, centre)
+    n, free = off.notna().sum(axis=1), off.notna().sum(axis=1) - len(days)
     spread = np.sqrt((off**2).sum(axis=1) / free.clip(lower=1)).where(free > 0)
-    return pd.DataFrame({"centre": centre, "spread": spread, "days": n}).reset_index()
+    return pd.DataFrame({"centre": centre, "spread": spread, "days": n, "part": part}).reset_index()
+
+# %% ../nbs/lib/14_baseline.ipynb #6de9ea95
+def _by_day(forecast: pd.DataFrame, targets: pd.DataFrame, block: np.ndarray, day: np.ndarray, part: np.ndarray) -> pd.DataFrame:
+    "Every number of every part: centre (of the test block), spread from day to day, days."
+    at = {name: np.flatnonzero(block == name) for name in np.unique(block)}
+    days = [_part_days(_rows(forecast, i), _rows(targets, i), part[i], day[i]) for i in at.values()]
+    centre = scores_by_part(_rows(forecast, at["test"]), _rows(targets, at["test"]), part[at["test"]]).drop(columns="all")
+    return pd.concat([_with_spread(centre[p], days, p) for p in centre], ignore_index=True)
 
 
 def _rows(table: pd.DataFrame, at: np.ndarray) -> pd.DataFrame:
@@ -300,7 +311,7 @@ def _rows(table: pd.DataFrame, at: np.ndarray) -> pd.DataFrame:
     cut.attrs = table.attrs
     return cut
 
-# %% ../nbs/lib/14_baseline.ipynb #6c133e25
+# %% ../nbs/lib/14_baseline.ipynb #71b1ab82
 _SLICED = ("mae", "skill", "balanced_accuracy")
 
 
@@ -313,13 +324,8 @@ def load_edges(
 
 def _sliced(forecast: pd.DataFrame, targets: pd.DataFrame, block: np.ndarray, day: np.ndarray, parts: pd.DataFrame) -> pd.DataFrame:
     "The numbers that matter most, in every part of every slice."
-    found = []
-    for name, part in ((n, p) for n in parts for p in sorted(set(parts[n]))):
-        at = np.flatnonzero(parts[name] == part)
-        if len(set(day[at][block[at] == "test"])):
-            table = _by_day(_rows(forecast, at), _rows(targets, at), block[at], day[at])
-            found.append(table[table["metric"].isin(_SLICED)].assign(slice=name, part=part))
-    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
+    found = pd.concat([_by_day(forecast, targets, block, day, parts[n].to_numpy("str")).assign(slice=n) for n in parts], ignore_index=True)
+    return found[found["metric"].isin(_SLICED)]
 
 # %% ../nbs/lib/14_baseline.ipynb #dd641541
 def coverage_of(
@@ -342,7 +348,7 @@ def _covered(forecast: pd.DataFrame, targets: pd.DataFrame, block: np.ndarray, d
                      "days": len(days), "slice": "all", "part": ""})
     return pd.DataFrame(rows)
 
-# %% ../nbs/lib/14_baseline.ipynb #d85ccbcf
+# %% ../nbs/lib/14_baseline.ipynb #e45f93ea
 def numbers_of(
     forecast: pd.DataFrame,  # of one line
     targets: pd.DataFrame,  # what then happened, same rows
@@ -353,7 +359,7 @@ def numbers_of(
 ) -> pd.DataFrame:  # slice, part, horizon_min, target, metric, centre, spread, days
     "Every number of an evaluation with its spread from day to day, of all rows and of slices."
     day = day_numbers(targets.index.get_level_values("timestamp"), site)
-    whole = _by_day(forecast, targets, block, day).assign(slice="all", part="")
+    whole = _by_day(forecast, targets, block, day, np.full(len(day), "")).assign(slice="all")
     parts = slice_table(targets, site, edges).drop(columns="line", errors="ignore")
     covered = _covered(forecast, targets, block, day, intervals)
     table = pd.concat([whole, covered, _sliced(forecast, targets, block, day, parts)], ignore_index=True)

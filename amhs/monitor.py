@@ -176,15 +176,20 @@ def outcome_table(
     wide = _by_horizon(rows) if len(rows) else pd.DataFrame(columns=[f"{n}_{h}" for h in horizons for n in _OUTCOME], dtype="float64")
     return _indexed(_as_targets(wide.join(seen), horizons).rename_axis("minute").reset_index(), line)
 
-# %% ../nbs/lib/18_monitor.ipynb #0a0f9f4b
-_LOOK_BACK = timedelta(days=3)  # to know how long columns stand still here
+# %% ../nbs/lib/18_monitor.ipynb #309f0acf
+_LOOK_BACK = timedelta(days=5)  # to know how long columns stand still here
 
 
 def _stuck_stretches(seen: pd.DataFrame, since: int, base: Mapping, params: MonitorParams) -> pd.DataFrame:
-    "Stretches of the window in which a sensor stood still for too long."
+    "Stretches of the window in which a sensor stood still for too long; at its lowest or highest value a column may rest."
     found = stuck_sensors(seen)
-    habit = found["column"].map(lambda c: base.get("columns", {}).get(c, {}).get("still_min", 0))
-    return found[(found["minutes"] > np.maximum(habit * 1.5, params.max_stuck_min)) & (minute_numbers(found.rename(columns={"end": "timestamp"})) >= since)]
+    habit = found["column"].map(lambda c: base.get("columns", {}).get(c, {}).get("still_min", 0)).astype("float64")
+    rests = [v in (seen[c].min(), seen[c].max()) for c, v in zip(found["column"], found["value"], strict=True)]
+    least = np.maximum(habit * 1.5, params.max_stuck_min) * np.where(rests, _RESTING, 1)
+    return found[(found["minutes"] > least) & (minute_numbers(found.rename(columns={"end": "timestamp"})) >= since)]
+
+
+_RESTING = 4  # times longer than elsewhere
 
 # %% ../nbs/lib/18_monitor.ipynb #5da7331d
 def sensor_table(

@@ -289,7 +289,7 @@ def _answered(engine: Engine, like: pd.DataFrame, features: pd.DataFrame) -> pd.
     table.attrs = like.attrs
     return table
 
-# %% ../nbs/lib/16_package.ipynb #1848ff20
+# %% ../nbs/lib/16_package.ipynb #042518cf
 def write_package(
     folder: Path | str,  # where; replaced as a whole
     confirmed: Path | str,  # the confirmed model that stage 07 wrote
@@ -314,16 +314,16 @@ def write_package(
     with atomic_path(folder) as tmp:
         _write_files(tmp, Path(confirmed), data, engine, candidates)
         _write_example(tmp, data, engine, about)
-        write_json(tmp / "baseline.json", _usual(data, engine, like, intervals))
+        write_json(tmp / "baseline.json", _usual(data, engine, about["feature_set"], like, intervals))
         about["version"] = f"{number}-{_identity(tmp, about)}"
         seal(tmp, "package.json", {"format": 1, **about})
         load_package(tmp)
     return Path(folder)
 
-# %% ../nbs/lib/16_package.ipynb #9ea7f991
-def _usual(data: Labelled, engine: Engine, like: pd.DataFrame, intervals: Intervals) -> dict:
+# %% ../nbs/lib/16_package.ipynb #f22afbc3
+def _usual(data: Labelled, engine: Engine, feature_set: str, like: pd.DataFrame, intervals: Intervals) -> dict:
     "The baseline of a model, by line."
-    features = build_features(data.telemetry, like.attrs["feature_set"], data.site)[list(engine.features)]
+    features = build_features(data.telemetry, feature_set, data.site)[list(engine.features)]
     rows = features.index.intersection(data.targets.index)
     return make_baseline(data.telemetry, features, _answered(engine, like, features.loc[rows]), data.targets, data.site, data.times, intervals.model)
 
