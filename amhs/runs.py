@@ -6,7 +6,7 @@
 __all__ = ['RunResult', 'short_path', 'again_command', 'failure_report', 'recover', 'Reporter', 'LiveReporter', 'reporter',
            'Manner', 'warm_worker', 'end_kernels', 'run_pipeline', 'answered', 'rests_on']
 
-# %% ../nbs/lib/24_runs.ipynb #8e430e8d
+# %% ../nbs/lib/24_runs.ipynb #b59b3ffb
 import contextlib, os, re, shlex, shutil, signal, sys, tempfile, threading, time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,13 +25,13 @@ from .core import ParameterError, StageError, atomic_path, project_root, read_js
 from .execute import Limits, Watch, cell_error, close_stage, completed, run_stage, write_page
 from .pages import cell_text
 from .plan import Plan, Step, decide, find_run, plan_run, reasons
-from .provenance import refuse_drift
+from .provenance import reachable_modules, refuse_drift
 from .registry import register_quietly
 from .reports import run_page, run_summary, write_index
 from amhs.stages import (
     GOOD, STAGES, find_stage, keep_runs, list_runs, local_now, lock_run, new_run, outside_path, read_cells, stage_home, stage_manifest,
 )
-from .warm import Warm, can_fork, start_warm
+from .warm import HEAVY, Warm, can_fork, start_warm
 
 # %% ../nbs/lib/24_runs.ipynb #30d4c1f4
 @dataclass(frozen=True)
@@ -259,18 +259,19 @@ class Manner:
     clock: Callable[[], datetime] = local_now  # where the time comes from
     show: Reporter | None = None  # told of progress; None: what fits the terminal
 
-# %% ../nbs/lib/24_runs.ipynb #a0f3bf62
+# %% ../nbs/lib/24_runs.ipynb #88be71b0
 @contextlib.contextmanager
 def warm_worker(
     manner: Manner,  # says whether one is wanted
-    needed: bool = True,  # whether anything is going to run
+    notebooks: Iterable[Path] | None = None,  # of the stages that are going to run; None: it is not known
 ) -> Iterator[Warm | None]:  # None: kernels start by themselves
     "Have a warm worker meanwhile."
-    if not (manner.fast and needed and can_fork()):
+    if not manner.fast or notebooks == [] or not can_fork():
         yield None
         return
+    reached = HEAVY if notebooks is None else {m for n in notebooks for m in reachable_modules(n)}
     with tempfile.TemporaryDirectory(prefix="amhs-") as folder:
-        warm = start_warm(folder)
+        warm = start_warm(folder, reached)
         try:
             yield warm
         finally:
@@ -423,7 +424,7 @@ def _truthful(run: Path) -> Iterator[None]:
                              fix=f"see to the disk, then go on with `amhs run --resume {run.name}`") from e
         raise
 
-# %% ../nbs/lib/24_runs.ipynb #ca61ecf7
+# %% ../nbs/lib/24_runs.ipynb #1407f2b2
 def run_pipeline(
     pipeline: str = "develop",  # a name in `PIPELINES`
     profile: str = "demo",  # smoke, demo or full
@@ -445,8 +446,8 @@ def run_pipeline(
         plan = plan_run(pipeline, profile, sets, first, last, within, forced)
         if not (run_id or within) and (found := answered(plan)):
             return found
-        needed = warm is None and any(s.action == "run" for s in plan.steps)
-        with warm_worker(manner, needed) as own, _terminable(), lock_run(_run_folder(plan, runs, run_id, within, manner.clock)) as run, _truthful(run):
+        ahead = [project_root() / s.stage.notebook for s in plan.steps if s.action == "run" and warm is None]
+        with warm_worker(manner, ahead) as own, _terminable(), lock_run(_run_folder(plan, runs, run_id, within, manner.clock)) as run, _truthful(run):
             _open_record(run, plan, manner.clock, (first, last))
             kept.close()
             work = _Work(plan, run, manner, manner.show or reporter(), warm or own, dict(plan.sources))

@@ -217,12 +217,12 @@ def test_without_its_worker_a_kernel_starts_by_itself(toy, caplog):
 @pytest.mark.skipif(not warm.can_fork(), reason="this system does not fork")
 def test_what_the_worker_could_not_import_is_on_record(toy, monkeypatch):
     (toy / "broken").mkdir()
-    (toy / "broken" / "xgboost.py").write_text("raise ImportError('broken on purpose')")
+    (toy / "broken" / "sqlite3.py").write_text("raise ImportError('broken on purpose')")
     monkeypatch.setenv("PYTHONPATH", str(toy / "broken"))
     write_stage(toy, "business")
     result = runs.run_pipeline(last="business", manner=replace(QUIET, fast=True))
     assert result.status == "finished" and result.manifests[0]["kernel"]["kind"] == "forked"
-    assert "xgboost (ImportError: broken on purpose)" in result.manifests[0]["kernel"]["why"]
+    assert "sqlite3 (ImportError: broken on purpose)" in result.manifests[0]["kernel"]["why"]
 
 
 @pytest.mark.skipif(not warm.can_fork(), reason="this system does not fork")
