@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['SPANS_H', 'SEVERITIES', 'HAPPENED', 'SOURCES', 'CHECKS_FROM_DAYS', 'LEVEL', 'FORESEEN', 'ALARM', 'QUIET', 'GOOD',
            'BAND', 'PERFORMANCE', 'SECTIONS', 'NOTEBOOK', 'Asked', 'asked_of', 'why_text', 'answer_table',
-           'alarm_episodes', 'thinned', 'monitoring_figures', 'monitoring_findings', 'deployment_spans',
-           'decision_text', 'decision_table', 'service_by_time', 'service_paths', 'utc_now', 'Board', 'View',
-           'MonitorCollector', 'figures_for_prometheus', 'Words', 'load_words', 'number_text', 'finding_text',
+           'alarm_episodes', 'alarm_runs', 'thinned', 'monitoring_figures', 'monitoring_findings', 'deployment_spans',
+           'decision_text', 'decision_table', 'answer_shares', 'answer_delays', 'service_paths', 'utc_now', 'Board',
+           'View', 'MonitorCollector', 'figures_for_prometheus', 'Words', 'load_words', 'number_text', 'finding_text',
            'page_css', 'clock_text', 'legend_html', 'table_html', 'spark_svg', 'line_status', 'tile_html', 'address',
            'head_html', 'forecast_figure', 'daily_figure', 'findings_figure', 'models_figure', 'service_figure',
            'delay_figure', 'now_section', 'alarms_section', 'performance_section', 'drift_section', 'models_section',
@@ -116,6 +116,17 @@ def alarm_episodes(
     grouped = on.groupby(new.cumsum())
     found = grouped.agg(line=("line", "first"), began=("at", "first"), ended=("at", "last"), minutes=("at", "size"), by=("by", "first"),
                         severity=("severity", "last"), score=("score", "max"), why=("why", "first"), id=("id", "first"))
+    return found.sort_values("began", ascending=False, ignore_index=True)
+
+# %% ../nbs/lib/18_dashboard.ipynb #d0e70887
+def alarm_runs(
+    minutes: pd.DataFrame,  # line, at: of every answer with an alarm
+    gap_min: int = 5,  # alarms so close are one episode
+) -> pd.DataFrame:  # line, began, ended, minutes; newest first
+    "When alarms were, without the reasons: quick for long spans."
+    on = minutes.drop_duplicates().sort_values(["line", "at"])
+    new = (on["line"] != on["line"].shift()) | (on["at"].diff() > pd.Timedelta(minutes=gap_min))
+    found = on.groupby(new.cumsum()).agg(line=("line", "first"), began=("at", "first"), ended=("at", "last"), minutes=("at", "size"))
     return found.sort_values("began", ascending=False, ignore_index=True)
 
 # %% ../nbs/lib/18_dashboard.ipynb #965167a0
@@ -228,20 +239,31 @@ def decision_table(
     what = [decision_text(*row) for row in zip(found["kind"], found["why"], found["detail"])]
     return found[["at", "kind", "subject", "who"]].fillna({"who": ""}).assign(what=what).sort_values("at", ascending=False, ignore_index=True)
 
-# %% ../nbs/lib/18_dashboard.ipynb #9e131114
+# %% ../nbs/lib/18_dashboard.ipynb #00148d4f
 SOURCES = ("hybrid", "model", "rules", "cache")
 
 
-def service_by_time(
-    answers: pd.DataFrame,  # from `answer_table`
+def answer_shares(
+    counts: pd.DataFrame,  # minute, source, rows: from `store.count`
+) -> pd.DataFrame:  # at, answers, and a column per source: its share
+    "Where answers came from, per stretch of time."
+    table = counts.pivot_table(index="minute", columns="source", values="rows", aggfunc="sum", fill_value=0) if len(counts) else pd.DataFrame()
+    table = table.reindex(columns=list(SOURCES), fill_value=0)
+    total = table.sum(axis=1)
+    shares = table.div(total, axis=0).assign(answers=total.astype(int))
+    shares.insert(0, "at", pd.to_datetime(shares.index.to_numpy("int64") * 60, unit="s", utc=True))
+    return shares.reset_index(drop=True).rename_axis(columns=None)
+
+# %% ../nbs/lib/18_dashboard.ipynb #74703a66
+def answer_delays(
+    answers: pd.DataFrame,  # at, delay_s
     step: str = "1h",  # of time
-) -> pd.DataFrame:  # at, answers, share of each source, delay_p50_s, delay_p99_s
-    "Answers, where they come from and how late they were, per stretch of time."
-    by = answers.groupby(answers["at"].dt.floor(step))
-    sources = pd.crosstab(answers["at"].dt.floor(step), answers["source"], normalize="index") if len(answers) else pd.DataFrame()
-    found = by["delay_s"].quantile([0.5, 0.99]).unstack() if len(answers) else pd.DataFrame(columns=[0.5, 0.99])
-    found = found.rename(columns={0.5: "delay_p50_s", 0.99: "delay_p99_s"}).assign(answers=by.size())
-    return found.join(sources.reindex(columns=list(SOURCES), fill_value=0.0)).reset_index(names="at")
+) -> pd.DataFrame:  # at, delay_p50_s, delay_p99_s
+    "How long after its minute an answer was made, per stretch of time: half of them, 99 of 100."
+    if answers.empty:
+        return pd.DataFrame({"at": pd.Series(dtype="datetime64[us, UTC]"), "delay_p50_s": [], "delay_p99_s": []})
+    found = answers.groupby(answers["at"].dt.floor(step))["delay_s"].quantile([0.5, 0.99]).unstack()
+    return found.rename(columns={0.5: "delay_p50_s", 0.99: "delay_p99_s"}).rename_axis(columns=None).reset_index(names="at")
 
 # %% ../nbs/lib/18_dashboard.ipynb #5ceea60b
 def _quantile(buckets: Mapping[float, float], share: float) -> float:
@@ -377,7 +399,7 @@ def latest(
         return answer_table(a for found in answers for a in found)
     return self._once(("latest", minute_of(until)), read)
 
-# %% ../nbs/lib/18_dashboard.ipynb #448364de
+# %% ../nbs/lib/18_dashboard.ipynb #5aed8745
 @patch
 def levels(
     self: Board,
@@ -388,10 +410,13 @@ def levels(
     "What was observed."
     def read():
         rows = self.store.read("observations", line, since, until, columns=["minute", "values"])
-        return pd.DataFrame({"at": pd.to_datetime(rows["minute"] * 60, unit="s", utc=True), "level": rows[COLUMNS[0]].astype(float)})
+        return pd.DataFrame({"at": _moments(rows["minute"]), "level": rows[COLUMNS[0]].astype(float)})
     return self._once(("levels", line, minute_of(since), minute_of(until)), read)
 
-# %% ../nbs/lib/18_dashboard.ipynb #9f4b6060
+# %% ../nbs/lib/18_dashboard.ipynb #659cec84
+_POINTS = 1440  # answers that are read for a picture
+
+
 @patch
 def answers(
     self: Board,
@@ -399,34 +424,58 @@ def answers(
     since: datetime,
     until: datetime,
 ) -> pd.DataFrame:  # as `answer_table`; one row per minute, without the shadow's
-    "What was answered."
+    "What was answered; of a long time a sample."
+    every = max(1, int((until - since).total_seconds() / 60 / _POINTS))
+
     def read():
-        rows = self.store.read("predictions", line, since, until, columns=["minute", "role", "answer"])
+        rows = self.store.read("predictions", line, since, until, columns=["minute", "role", "answer"], every_min=every)
         rows = rows[rows["role"] != "shadow"].drop_duplicates("minute", keep="last")
         return answer_table(rows["answer"])
     return self._once(("answers", line, minute_of(since), minute_of(until)), read)
 
-# %% ../nbs/lib/18_dashboard.ipynb #64bf5172
+# %% ../nbs/lib/18_dashboard.ipynb #b5f6a45c
+@patch
+def runs(
+    self: Board,
+    view: View,
+) -> pd.DataFrame:  # as `alarm_runs`
+    "When alarms were on the lines that are looked at."
+    def read():
+        wanted = ["line", "minute", "role"]
+        found = [self.store.read("predictions", line, view.since, view.until, columns=wanted, alarm=True) for line in view.lines]
+        rows = pd.concat(found or [pd.DataFrame(columns=wanted)], ignore_index=True)
+        rows = rows[rows["role"] != "shadow"]
+        return alarm_runs(pd.DataFrame({"line": rows["line"], "at": _moments(rows["minute"])}))
+    return self._once(("runs", view.lines, minute_of(view.since), minute_of(view.until)), read)
+
+
+def _moments(minutes: pd.Series) -> pd.Series:
+    "Minutes since 1970 as times in UTC."
+    return pd.to_datetime(minutes.astype("int64") * 60, unit="s", utc=True).astype("datetime64[us, UTC]")
+
+# %% ../nbs/lib/18_dashboard.ipynb #21a9fabb
 @patch
 def episodes(
     self: Board,
     view: View,
+    most: int = 50,  # the newest so many
 ) -> pd.DataFrame:  # as `alarm_episodes`, and `verdict`: what operators said of it
-    "What fired on the lines that are looked at, newest first."
+    "What fired on the lines that are looked at and why, newest first."
     def read():
-        rows = [self.store.read("predictions", line, view.since, view.until, columns=["role", "answer"], alarm=True) for line in view.lines]
-        found = alarm_episodes(answer_table(a for r in rows for a in r.loc[r["role"] != "shadow", "answer"]))
-        said = [self.store.read("feedback", line, view.since, view.until, columns=["line", "minute", "verdict"]) for line in view.lines]
+        newest, rows, said = self.runs(view).head(most), [], []
+        for line, began in newest.groupby("line")["began"].min().items():
+            rows.append(self.store.read("predictions", line, began.to_pydatetime(), view.until, columns=["role", "answer"], alarm=True))
+            said.append(self.store.read("feedback", line, began.to_pydatetime(), view.until, columns=["line", "minute", "verdict"]))
+        found = alarm_episodes(answer_table(a for r in rows for a in r.loc[r["role"] != "shadow", "answer"])).head(most)
         return found.assign(verdict=_verdicts(found, pd.concat(said) if said else None))
-    return self._once(("episodes", view.lines, minute_of(view.since), minute_of(view.until)), read)
+    return self._once(("episodes", view.lines, minute_of(view.since), minute_of(view.until), most), read)
 
-# %% ../nbs/lib/18_dashboard.ipynb #bc15c961
+# %% ../nbs/lib/18_dashboard.ipynb #f9a2641e
 def _verdicts(episodes: pd.DataFrame, feedback: pd.DataFrame | None) -> list[str]:
     "What operators said of each episode; empty: nothing."
     if feedback is None or feedback.empty:
         return [""] * len(episodes)
-    at = pd.to_datetime(feedback["minute"] * 60, unit="s", utc=True)
-    found = []
+    at, found = _moments(feedback["minute"]), []
     for e in episodes.itertuples():
         mine = feedback[(feedback["line"] == e.line) & at.between(e.began, e.ended)]
         found.append(str(mine["verdict"].iloc[-1]) if len(mine) else "")
@@ -498,22 +547,36 @@ def happened(
     since = min(view.since, view.until - timedelta(days=CHECKS_FROM_DAYS))
     return decision_table(self.decisions(since, view.until))
 
-# %% ../nbs/lib/18_dashboard.ipynb #4acabe9f
+# %% ../nbs/lib/18_dashboard.ipynb #fed2f456
 @patch
-def service(
+def shares(
     self: Board,
     view: View,
-) -> pd.DataFrame:  # as `service_by_time`
-    "How the answers to the lines looked at came about."
+) -> pd.DataFrame:  # as `answer_shares`
+    "Where the answers to the lines looked at came from."
     def read():
-        wanted = ["minute", "made", "source", "role"]
-        found = [self.store.read("predictions", line, view.since, view.until, columns=wanted) for line in view.lines]
+        step = 60 if view.asked.hours <= 168 else 360
+        counts = [self.store.count("predictions", ["source", "role"], step, line, view.since, view.until) for line in view.lines]
+        rows = pd.concat(counts or [pd.DataFrame(columns=["minute", "source", "role", "rows"])], ignore_index=True)
+        return answer_shares(rows[rows["role"] != "shadow"])
+    return self._once(("shares", view.lines, minute_of(view.since), minute_of(view.until)), read)
+
+# %% ../nbs/lib/18_dashboard.ipynb #2add58e7
+@patch
+def delays(
+    self: Board,
+    view: View,
+) -> pd.DataFrame:  # as `answer_delays`
+    "How late the answers to the lines looked at were; of a long time a sample."
+    def read():
+        every, wanted = max(1, int(view.asked.hours * 60 * len(view.lines) / 15_000)), ["minute", "made", "role"]
+        found = [self.store.read("predictions", line, view.since, view.until, columns=wanted, every_min=every) for line in view.lines]
         rows = pd.concat(found or [pd.DataFrame(columns=wanted)], ignore_index=True)
         rows = rows[rows["role"] != "shadow"]
-        at = pd.to_datetime(rows["minute"].astype("int64") * 60, unit="s", utc=True)
+        at = _moments(rows["minute"])
         delay = (pd.to_datetime(rows["made"], utc=True) - at).dt.total_seconds()
-        return service_by_time(rows.assign(at=at, delay_s=delay), "1h" if view.asked.hours <= 168 else "6h")
-    return self._once(("service", view.lines, minute_of(view.since), minute_of(view.until)), read)
+        return answer_delays(pd.DataFrame({"at": at, "delay_s": delay}), "1h" if view.asked.hours <= 168 else "6h")
+    return self._once(("delays", view.lines, minute_of(view.since), minute_of(view.until)), read)
 
 # %% ../nbs/lib/18_dashboard.ipynb #747840da
 @patch
@@ -604,15 +667,15 @@ def _deployed_gauges(board: Board) -> Iterator[Any]:
         last.add_metric([kind], at.timestamp())
     yield last
 
-# %% ../nbs/lib/18_dashboard.ipynb #8d159fa8
+# %% ../nbs/lib/18_dashboard.ipynb #143b8b62
 def _answer_gauges(board: Board) -> Iterator[Any]:
     "Where the answers of the last hour came from, and alarm episodes of the last day."
     share = _gauge("answers_share", "Share of the last hour's answers of a line, by where they come from", ["line", "source"])
     fired = _gauge("alarm_episodes", "Alarm episodes of a line within the last 24 hours", ["line"])
-    counted = board.episodes(board.view(hours=24))["line"].value_counts()
+    counted = board.runs(board.view(hours=24))["line"].value_counts()
     for line in board.lines():
         fired.add_metric([line], float(counted.get(line, 0)))
-        found = board.service(board.view(line=line, hours=1))
+        found = board.shares(board.view(line=line, hours=1))
         for source in SOURCES if len(found) else ():
             share.add_metric([line, source], float(np.average(found[source], weights=found["answers"])))
     yield from (share, fired)
@@ -911,7 +974,7 @@ def _hover(f: Any, renderers: list, rows: list[tuple[str, str]], mode: str = "vl
     formatters = {"@at": "datetime"}
     f.add_tools(HoverTool(renderers=renderers, tooltips=rows, formatters=formatters, mode=mode, point_policy="snap_to_data"))
 
-# %% ../nbs/lib/18_dashboard.ipynb #e76e2e3e
+# %% ../nbs/lib/18_dashboard.ipynb #d8fb3981
 def _cut(table: pd.DataFrame, at: str = "at") -> pd.DataFrame:
     "Rows with an empty one in every hole, so that no curve is drawn across it."
     steps = table[at].diff()
@@ -923,7 +986,7 @@ def _cut(table: pd.DataFrame, at: str = "at") -> pd.DataFrame:
 def forecast_figure(
     levels: pd.DataFrame,  # at, level
     answers: pd.DataFrame,  # from `answer_table`, of one line
-    episodes: pd.DataFrame,  # from `alarm_episodes`, of the same line
+    episodes: pd.DataFrame,  # began, ended: from `alarm_runs`, of the same line
     words: Words,
     site: Site | None = None,  # its zone and its surge level
     height: int = 320,  # pixels
@@ -984,7 +1047,7 @@ def _limit(f: Any, level: float) -> None:
 
     f.add_layout(Span(location=level, dimension="width", line_color=ALARM, line_dash=[6, 4], line_width=1.2, line_alpha=0.8))
 
-# %% ../nbs/lib/18_dashboard.ipynb #6b48b03d
+# %% ../nbs/lib/18_dashboard.ipynb #051b9350
 def daily_figure(
     figures: pd.DataFrame,  # from `monitoring_figures`
     column: str,  # which figure
@@ -994,13 +1057,14 @@ def daily_figure(
     height: int = 190,  # pixels
 ) -> Any:  # a Bokeh figure
     "One figure of the checks over the days, a curve per line, and its limit."
-    f, zone = _figure(height, words[column]), _zone(site)
-    lines = [(line, rows) for line, rows in figures.dropna(subset=[column]).groupby("line")]
-    for line, rows in lines:
-        source = _source(at=_naive(rows["at"], zone), value=rows[column], line=[line] * len(rows), model=rows["model"])
-        f.line("at", "value", source=source, color=LEVEL, line_width=2 if len(lines) == 1 else 1.2, alpha=1 if len(lines) < 4 else 0.55)
-        dots = f.scatter("at", "value", source=source, color=LEVEL, size=6 if len(lines) == 1 else 4)
-        _hover(f, [dots], [(words["line"], "@line"), ("", "@at{%m-%d}"), (words[column], "@value{0.00}"), (words["model"], "@model")], "mouse")
+    f, zone, rows = _figure(height, words[column]), _zone(site), figures.dropna(subset=[column])
+    at, lines = _naive(rows["at"], zone), rows["line"].nunique()
+    by = rows.assign(at=at.to_numpy()).groupby("line")
+    f.multi_line([g["at"].to_numpy() for _, g in by], [g[column].to_numpy() for _, g in by], color=LEVEL, line_width=2 if lines == 1 else 1.2,
+                 alpha=1 if lines < 4 else 0.55)
+    source = _source(at=at, value=rows[column], line=rows["line"], model=rows["model"])
+    dots = f.scatter("at", "value", source=source, color=LEVEL, size=6 if lines == 1 else 4)
+    _hover(f, [dots], [(words["line"], "@line"), ("", "@at{%m-%d}"), (words[column], "@value{0.00}"), (words["model"], "@model")], "mouse")
     _limits(f, figures, limit, zone)
     return f
 
@@ -1097,12 +1161,12 @@ def _name_bar(f: Any, span: Mapping[str, Any], zone: ZoneInfo) -> None:
     f.add_layout(Label(x=at, y=span["line"], text=span["version"], text_font_size="12px", text_baseline="middle", x_offset=6,
                        stylesheets=[InlineStyleSheet(css=_FIGURE_CSS)]))
 
-# %% ../nbs/lib/18_dashboard.ipynb #2fb13da7
+# %% ../nbs/lib/18_dashboard.ipynb #2114af91
 _SHARES = {"hybrid": LEVEL, "model": GOOD, "rules": FORESEEN, "cache": QUIET}
 
 
 def service_figure(
-    service: pd.DataFrame,  # from `service_by_time`
+    service: pd.DataFrame,  # from `answer_shares`
     words: Words,
     site: Site | None = None,  # its zone
     height: int = 190,  # pixels
@@ -1117,22 +1181,22 @@ def service_figure(
     _hover(f, bars[:1], told)
     return f
 
-# %% ../nbs/lib/18_dashboard.ipynb #1eb80683
+# %% ../nbs/lib/18_dashboard.ipynb #c4a8ebef
 def delay_figure(
-    service: pd.DataFrame,  # from `service_by_time`
+    delays: pd.DataFrame,  # from `answer_delays`
     words: Words,
     site: Site | None = None,  # its zone
     height: int = 190,  # pixels
 ) -> Any:  # a Bokeh figure
     "How long after its minute an answer was made."
     f, zone = _figure(height, words["delay"], y_axis_label=words["seconds"]), _zone(site)
-    at = _naive(service["at"], zone)
+    at = _naive(delays["at"], zone)
     for column, colour in (("delay_p50_s", LEVEL), ("delay_p99_s", FORESEEN)):
-        f.line(at, service[column], color=colour, line_width=1.8)
+        f.line(at, delays[column], color=colour, line_width=1.8)
     f.y_range.start = 0
     return f
 
-# %% ../nbs/lib/18_dashboard.ipynb #0f3c5ade
+# %% ../nbs/lib/18_dashboard.ipynb #3a4f9757
 def _heading(words: Words, name: str) -> str:
     "The heading of a section and the question it answers."
     return tag("h2", _text(words[name])) + tag("p", _text(words[f"{name}_about"]), class_="soft")
@@ -1155,8 +1219,8 @@ def now_section(
     if not view.line:
         return parts
     where = (view.line, view.since, view.until)
-    episodes = board.episodes(view)
-    mine, site = episodes[episodes["line"] == view.line], board.site(view.line)
+    runs, site = board.runs(view), board.site(view.line)
+    mine = runs[runs["line"] == view.line]
     legend = [(LEVEL, words["level"]), (FORESEEN, words["foreseen"]), ("#e9c18f", words["coming"]), (ALARM, words["alarm_and_limit"])]
     levels, answers = board.levels(*where), board.answers(*where)
     late = view.until - timedelta(minutes=60)
@@ -1164,7 +1228,7 @@ def now_section(
     figures = [forecast_figure(*near, words, site), forecast_figure(levels, answers, mine, words, site)]
     return [*parts, tag("h3", _text(view.line)) + legend_html(legend), figures]
 
-# %% ../nbs/lib/18_dashboard.ipynb #71a3f4cc
+# %% ../nbs/lib/18_dashboard.ipynb #b1ed90a3
 def alarms_section(
     board: Board,
     view: View,
@@ -1180,7 +1244,7 @@ def alarms_section(
         "began": [clock_text(e.began, board.site(e.line)) for e in shown.itertuples()], "line": shown["line"], "minutes": shown["minutes"],
         "by": [words[b] for b in shown["by"]], "score": shown["score"].map(number_text), "why": shown["why"],
         "verdict": [words[v] if v else "" for v in shown["verdict"]]})
-    said = tag("p", _text(words.say("alarms_said", n=len(found), shown=len(shown))), class_="soft")
+    said = tag("p", _text(words.say("alarms_said", n=len(board.runs(view)), shown=len(shown))), class_="soft")
     return [_heading(words, "alarms") + said + table_html(table, words)]
 
 # %% ../nbs/lib/18_dashboard.ipynb #10a8661b
@@ -1265,21 +1329,21 @@ def service_numbers(
         log.info("the service does not tell its numbers: %s", e)
         return None
 
-# %% ../nbs/lib/18_dashboard.ipynb #1fa2bd41
+# %% ../nbs/lib/18_dashboard.ipynb #2572fb9d
 def service_section(
     board: Board,
     view: View,
     words: Words,
 ) -> list:  # parts
     "How the service does: who answered, how late, how old the newest minute of every line is, the service's own times."
-    said, service, site = board.latest(view.until), board.service(view), board.site(view.line)
+    said, service, site = board.latest(view.until), board.shares(view), board.site(view.line)
     if service.empty:
         return [_heading(words, "service") + _empty(words, "service")]
     legend = legend_html((c, words[s]) for s, c in _SHARES.items())
     lines = pd.DataFrame({"line": said["line"], "newest": [clock_text(t, board.site(n)) for t, n in zip(said["at"], said["line"])],
                           "source": [words[s] for s in said["source"]], "model": said["model"], "delay_s": said["delay_s"].map(number_text),
                           "notes": said["notes"]})
-    parts = [_heading(words, "service") + legend, [service_figure(service, words, site), delay_figure(service, words, site)], table_html(lines, words)]
+    parts = [_heading(words, "service") + legend, [service_figure(service, words, site), delay_figure(board.delays(view), words, site)], table_html(lines, words)]
     if board.service_address and not view.asked.until:
         paths = service_numbers(board.service_address)
         parts.append(tag("p", _text(words.say("service_silent", at=board.service_address)), class_="note") if paths is None else table_html(paths, words))

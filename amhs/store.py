@@ -603,7 +603,7 @@ def _frame(columns: Iterable[sa.Column], rows: list) -> "pd.DataFrame":
     numbers = np.frombuffer(b"".join(found.pop("values")), "<f4").reshape(-1, len(COLUMNS))
     return found.join(pd.DataFrame(numbers, columns=list(COLUMNS)))
 
-# %% ../nbs/lib/15_store.ipynb #0fcc12c4
+# %% ../nbs/lib/15_store.ipynb #e8a01319
 @patch
 def read(
     self: Store,
@@ -614,14 +614,38 @@ def read(
     limit: int | None = None,  # so many rows at most
     newest_first: bool = False,  # the newest first; with a limit: the newest at all
     columns: Iterable[str] | None = None,  # only these, in this order; None: all
+    every_min: int = 1,  # only minutes that so many divide: a sample of a long time; not for decisions
     **equal: Any,  # column=value
 ) -> "pd.DataFrame":  # the table's columns in order of time; `values` of observations as their 31 columns
     "Rows of a table."
     found = _table(table)
     equal = ({} if line is None else {"line": line}) | equal
     asked = _question(found, equal, since, until, limit, newest_first, columns)
+    if every_min > 1:
+        asked = asked.where(_column_of(found, "minute") % every_min == 0)
     with self._session() as connection:
         return _frame(asked.selected_columns, connection.execute(asked).all())
+
+# %% ../nbs/lib/15_store.ipynb #7b61ce16
+@patch
+def count(
+    self: Store,
+    table: str,  # observations, predictions, outcomes or feedback
+    by: Iterable[str],  # columns
+    step_min: int = 60,  # minutes that are counted together
+    line: str | None = None,  # only this line's
+    since: datetime | int | None = None,  # from this time or minute on
+    until: datetime | int | None = None,  # up to this time or minute, without it
+    **equal: Any,  # column=value
+) -> "pd.DataFrame":  # minute (where the step begins), the columns, rows
+    "Rows of each kind per stretch of time."
+    found, equal = _table(table), ({} if line is None else {"line": line}) | equal
+    parts = [(found.c.minute / sa.literal_column(str(int(step_min)))).label("step"), *(_column_of(found, name) for name in by)]
+    parts[0] = sa.func.floor(parts[0]).label("step") if not self.is_file else sa.cast(parts[0], sa.BigInteger).label("step")
+    asked = _question(found, equal, since, until, None, False).with_only_columns(*parts, sa.func.count()).group_by(*parts).order_by(None)
+    with self._session() as connection:
+        rows = pd.DataFrame(connection.execute(asked).all(), columns=["minute", *by, "rows"])
+    return rows.assign(minute=rows["minute"].astype("int64") * step_min).sort_values(["minute", *by], ignore_index=True)
 
 # %% ../nbs/lib/15_store.ipynb #e706039f
 @patch
