@@ -8,8 +8,8 @@ __all__ = ['HORIZONS_MIN', 'WINDOW_MIN', 'PURGE_GAP_MIN', 'TARGETS', 'CLASSES', 
            'languages', 'SourceColumn', 'TimeColumn', 'LineSource', 'Thresholds', 'Gaps', 'Alarms', 'Site', 'site_path',
            'load_site', 'StageParams', 'Scope', 'Criteria', 'BusinessParams', 'PocParams', 'PrototypeParams',
            'DataParams', 'DevelopParams', 'TrainParams', 'EvaluateParams', 'InferenceParams', 'IntegrationParams',
-           'OfflineParams', 'MonitorParams', 'Policy', 'TriggerParams', 'RedesignParams', 'parse_sets', 'load_profile',
-           'load_params']
+           'OfflineParams', 'MonitorParams', 'Policy', 'TriggerParams', 'RedesignParams', 'PromotionParams',
+           'parse_sets', 'load_profile', 'load_params']
 
 # %% ../nbs/lib/01_config.ipynb #38848d32
 import configparser, os, re
@@ -298,7 +298,10 @@ Count = Annotated[int, Field(ge=1)]
 Feature = Literal["v8", "hub"]
 Model = Literal["persistence", "linear", "v8", "hub"]
 
-# %% ../nbs/lib/01_config.ipynb #6aee27a8
+# %% ../nbs/lib/01_config.ipynb #23c19e74
+When = Annotated[str, BeforeValidator(str)]  # YAML reads 2026-01-01 as a date
+
+
 class StageParams(Frozen):
     "What every stage has: the seed its random numbers derive from."
 
@@ -370,7 +373,7 @@ class PrototypeParams(StageParams):
     trees: Count  # of the base model
     max_missing_share: Share  # of any column the model reads
 
-# %% ../nbs/lib/01_config.ipynb #c1f63780
+# %% ../nbs/lib/01_config.ipynb #69cd1a4b
 class DataParams(StageParams):
     "04: import, repair, label, review."
 
@@ -378,6 +381,9 @@ class DataParams(StageParams):
     test_share: Share  # of the rows, the newest
     max_missing_share: Share  # minutes without a row
     min_surge_share: Share  # of the rows, 10 minutes ahead
+    source: str  # other telemetry than stage 01 named: store, or a path; empty: as stage 01 says
+    since: When  # ISO time, first minute taken; empty: from the beginning
+    until: When  # ISO time, first minute no longer taken; empty: to the end
 
 # %% ../nbs/lib/01_config.ipynb #9e27f63e
 class DevelopParams(StageParams):
@@ -437,10 +443,7 @@ class IntegrationParams(StageParams):
     deploy: Literal["none", "shadow", "canary", "live", "auto"]  # auto: live where nothing answers yet, shadow where something does
     canary_share: Share  # of the minutes, if it is a canary
 
-# %% ../nbs/lib/01_config.ipynb #908bac56
-When = Annotated[str, BeforeValidator(str)]  # YAML reads 2026-01-01 as a date
-
-
+# %% ../nbs/lib/01_config.ipynb #1ecc62ed
 class OfflineParams(StageParams):
     "11: forecasts and decisions for a period, outside the service."
 
@@ -479,7 +482,7 @@ class MonitorParams(StageParams):
     max_error_share: Share  # of the requests, from the service's metrics
     queue: Count  # alarms and misses an operator is asked about, a day
 
-# %% ../nbs/lib/01_config.ipynb #36b1decc
+# %% ../nbs/lib/01_config.ipynb #b2493278
 class Policy(Frozen):
     "When a line is trained again, and when a new model takes over."
 
@@ -525,11 +528,17 @@ class RedesignParams(StageParams):
     search_after_days: float = Field(ge=0)  # new time from which a new structure is searched, after a change of capacity or concept
     bootstrap: Count  # resamples for the intervals
 
+class PromotionParams(StageParams):
+    "15: who answers from now on."
+
+    promote: Literal["policy", "never"]  # policy: as params/trigger.yaml says; never: only tell
+    lines: tuple[str, ...]  # none: those the package learnt from
+
 PARAMS: dict[str, type[StageParams]] = {
     "business": BusinessParams, "poc": PocParams, "prototype": PrototypeParams, "data": DataParams,
     "develop": DevelopParams, "train": TrainParams, "evaluate": EvaluateParams,
     "inference": InferenceParams, "integration": IntegrationParams, "offline": OfflineParams,
-    "monitor": MonitorParams, "trigger": TriggerParams, "redesign": RedesignParams,
+    "monitor": MonitorParams, "trigger": TriggerParams, "redesign": RedesignParams, "promotion": PromotionParams,
 }
 
 # %% ../nbs/lib/01_config.ipynb #39f59c77

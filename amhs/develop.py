@@ -10,10 +10,10 @@ __all__ = ['NO_TRUTH', 'SEARCHED', 'Collected', 'collect', 'scope_again', 'outsi
            'fold_score', 'search', 'training_tables', 'drivers', 'feature_study', 'choose', 'choice_table', 'train',
            'learnt_rows', 'span', 'fitted', 'training_table', 'forecast_block', 'validation_table', 'failed_gates',
            'with_baselines', 'judge', 'acceptance', 'leaks', 'explain_sample', 'four_comparisons', 'comparison_table',
-           'comparison_gates', 'package_model']
+           'comparison_gates', 'Compared', 'compare_again', 'package_model']
 
-# %% ../nbs/lib/11_develop.ipynb #21d66d2f
-import tempfile
+# %% ../nbs/lib/11_develop.ipynb #5da28d97
+import json, operator, tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -769,6 +769,38 @@ def comparison_gates(
         old = asked.loc[("old", "mae", "max")]
         rows.append(("loss_on_old_data", old["low"], "<=", max_loss * old["current"], "difference of MAE, jobs: its lower end; that traffic may return"))
     return [dict(zip(("name", "value", "op", "limit", "why"), row, strict=True)) for row in rows]
+
+# %% ../nbs/lib/11_develop.ipynb #c33b665a
+_OPS = {"<": operator.lt, "<=": operator.le, ">=": operator.ge}
+
+
+@dataclass(frozen=True)
+class Compared:
+    "The four comparisons of a retraining and what they decide."
+
+    table: pd.DataFrame  # from `four_comparisons`
+    gates: list[dict]  # from `comparison_gates`
+
+    @property
+    def won(self) -> bool:
+        "Whether the new model wins where it must, and loses nowhere it must not."
+        return all(_OPS[g["op"]](g["value"], g["limit"]) for g in self.gates)
+
+    def as_dict(self) -> dict:
+        "Plain values, fit for JSON."
+        return {"comparisons": json.loads(self.table.to_json(orient="records", double_precision=6)), "gates": self.gates}
+
+
+def compare_again(
+    redesign: Path,  # what stage 14 wrote: plan.json, current
+    new: Forecaster,  # under judgement
+    data: Labelled,  # of the plan
+    params: EvaluateParams,  # bootstrap, seed
+) -> Compared:
+    "Compare a new model with the one in use."
+    plan, current = read_json(redesign / "plan.json"), load_model(redesign / "current" / "model")
+    table = four_comparisons(current, new, data, params.bootstrap, params.seed)
+    return Compared(table, comparison_gates(table, plan["max_loss"] if plan["old_counts"] else None))
 
 # %% ../nbs/lib/11_develop.ipynb #216cccb5
 def package_model(

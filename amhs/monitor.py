@@ -5,14 +5,17 @@
 # %% auto #0
 __all__ = ['FINDINGS', 'KINDS', 'SEVERITY', 'outcome_rows', 'join_outcomes', 'kept_forecasts', 'outcome_table', 'sensor_table',
            'control_width', 'performance_table', 'drift_table', 'capacity_table', 'label_table', 'estimate_table',
-           'alarm_tables', 'review_queue', 'health_table', 'service_health', 'Checked', 'check_line', 'record',
-           'monitoring_records', 'finding_days']
+           'alarm_tables', 'review_queue', 'health_table', 'service_health', 'Checked', 'check_line', 'plain', 'record',
+           'monitoring_records', 'finding_days', 'whole_days', 'watched_packages', 'keep_answers', 'rehearsal',
+           'check_days', 'all_findings', 'day_table']
 
-# %% ../nbs/lib/18_monitor.ipynb #2c9c7b1e
+# %% ../nbs/lib/18_monitor.ipynb #0d1c56b1
 import hashlib, json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -20,14 +23,17 @@ import pandas as pd
 
 from .baseline import Joint, coverage_of, day_shifts, effects, expected_error, joint_distance, load_edges, read_distribution
 from .config import CLASSES, HORIZONS_MIN, TARGETS, WINDOW_MIN, MonitorParams, Site
-from .core import seeded
+from .core import InputError, seeded
+from .deployment import package_folder, read_deployment
 from .evaluate import find_episodes, find_events, match_alarms, scores_by_part, slice_table
 from .features import build_features
-from .inference import Package
+from .inference import Package, load_package
 from .messages import Answer
 from .model import surge_class
+from .offline import answers_of, score_rows
 from .quality import STEADY, gap_table, stuck_sensors
-from .store import Store, minute_of, telemetry_of
+from .simulate import simulate
+from .store import Store, minute_of, observation_rows, telemetry_of
 from .targets import build_targets
 from .telemetry import COLUMNS, minute_numbers
 
@@ -756,7 +762,7 @@ def _notes(package: Package, line: str, base: Mapping) -> list[dict]:
     return [] if base else [_finding("health", "baseline", "info", np.nan, f"Package {package.version} holds no baseline of {line}: drift and control "
                                      "limits are not looked at. Pack the model again (stage 08).")]
 
-# %% ../nbs/lib/18_monitor.ipynb #6e4a74fd
+# %% ../nbs/lib/18_monitor.ipynb #fa36dea6
 def check_line(
     store: Store,  # observations, predictions, outcomes, feedback
     package: Package,  # that answers for the line
@@ -767,7 +773,8 @@ def check_line(
     now: datetime,  # the clock
     metrics: str = "",  # what the service says to Prometheus; empty: not looked at
 ) -> Checked:  # tables; without a baseline of this line only what needs none
-    "Everything about a window of a line."
+    "Everything about a window of a line, as far as it has passed."
+    until = min(until, now)
     window = _read(store, line, since, until)
     sound = _sieved(window, package, line, since, until, params)
     performance = performance_table(sound.told, sound.targets, package, sound.base, params)
@@ -790,9 +797,15 @@ def _alarms(window: _Window, since: datetime, until: datetime, site: Site) -> tu
     events, episodes = alarm_tables(window.told, near, site)
     return events[events["start"] < pd.Timestamp(until)].reset_index(drop=True), episodes
 
-# %% ../nbs/lib/18_monitor.ipynb #edb98dff
-def _plain(value):
-    "A value as JSON knows it: times as text, numbers that are none as null."
+# %% ../nbs/lib/18_monitor.ipynb #95d9ce39
+def plain(
+    value: Any,  # numbers, times, tables of them
+) -> Any:  # fit for JSON: times as text, numbers that are none as null
+    "A value as JSON knows it."
+    if isinstance(value, Mapping):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
     if isinstance(value, float | np.floating):
         return round(float(value), 6) if np.isfinite(value) else None
     if isinstance(value, datetime):
@@ -802,9 +815,8 @@ def _plain(value):
 
 def _detail(checked: Checked) -> str:
     "What a record of monitoring holds."
-    findings = [{k: _plain(v) for k, v in row.items()} for row in checked.findings.to_dict("records")]
-    return json.dumps({"findings": findings, "figures": {k: _plain(v) for k, v in checked.figures.items()},
-                       "window": [checked.since.isoformat(), checked.until.isoformat()], "model": checked.model}, ensure_ascii=False)
+    told = {"findings": checked.findings.to_dict("records"), "figures": checked.figures, "window": [checked.since, checked.until], "model": checked.model}
+    return json.dumps(plain(told), ensure_ascii=False)
 
 # %% ../nbs/lib/18_monitor.ipynb #4f6a77e1
 def record(
@@ -840,3 +852,100 @@ def finding_days(
     "All findings on record, each with its day."
     rows = [{"day": day, **f} for day, found in zip(records["day"], records["findings"], strict=True) for f in found]
     return pd.DataFrame(rows, columns=["day", *FINDINGS])
+
+# %% ../nbs/lib/18_monitor.ipynb #b6fd78f4
+def whole_days(
+    newest: datetime,  # minute observed last
+    site: Site,  # its clock
+    days: int = 1,  # how many
+    until: str = "",  # ISO time, end of the last; empty: the newest whole day
+) -> list[tuple[datetime, datetime]]:  # first minute, and first minute after; oldest first
+    "The newest days that have passed, with time for their last forecasts to come true."
+    if until:
+        end = pd.Timestamp(until)
+        end = end.tz_localize(site.timezone) if end.tzinfo is None else end
+    else:
+        end = (pd.Timestamp(newest) - pd.Timedelta(minutes=max(HORIZONS_MIN))).tz_convert(site.timezone).floor("D")
+    edges = [(end - pd.DateOffset(days=i)).tz_convert("UTC").to_pydatetime() for i in range(days, -1, -1)]
+    return list(zip(edges, edges[1:], strict=False))
+
+# %% ../nbs/lib/18_monitor.ipynb #4ec85b0b
+def watched_packages(
+    params: MonitorParams,  # which package, which lines
+    folder: Path | str | None = None,  # of deployments; None: the settings'
+) -> dict[str, Package]:  # line -> its package
+    "Which lines are checked, and against which package."
+    if params.package != "live":
+        package = load_package(params.package)
+        return {line: package for line in params.lines or package.lines}
+    told = read_deployment(folder).lines
+    wanted = {line: told[line].live for line in params.lines or told if line in told and told[line].live}
+    loaded = {name: load_package(package_folder(name, folder)) for name in set(wanted.values())}
+    if not loaded:
+        raise InputError("no line of these is deployed", got=list(params.lines), fix="amhs deploy put latest; or say package=FOLDER")
+    return {line: loaded[name] for line, name in wanted.items()}
+
+# %% ../nbs/lib/18_monitor.ipynb #1c55d23e
+def keep_answers(
+    store: Store,  # gets observations, and predictions with the role `live`
+    package: Package,  # answers
+    telemetry: pd.DataFrame,  # of one line
+    received: datetime,  # the clock
+    hybrid: str = "rules_first",  # how rules and model are combined
+) -> int:  # minutes
+    "Observe a period and answer for it in bulk, as the service would have done."
+    store.write("observations", observation_rows(telemetry, received))
+    return store.write("predictions", answers_of(package, score_rows(package, telemetry, hybrid), telemetry, hybrid, received, "live"))
+
+# %% ../nbs/lib/18_monitor.ipynb #ea54b6f3
+def rehearsal(
+    store: Store,  # an empty one
+    packages: Mapping[str, Package],  # from `watched_packages`
+    params: MonitorParams,  # scenario, days, seed
+) -> None:
+    "Fill a store with a simulated hub per line and what is said about it."
+    for line, package in packages.items():
+        telemetry = simulate(params.days + 2, params.seed, params.scenario, line).telemetry
+        keep_answers(store, package, telemetry, telemetry["timestamp"].iloc[-1].to_pydatetime())
+
+# %% ../nbs/lib/18_monitor.ipynb #35666e26
+def check_days(
+    store: Store,  # of the service
+    packages: Mapping[str, Package],  # from `watched_packages`
+    params: MonitorParams,  # days, limits
+    now: datetime,  # the clock
+    metrics: str = "",  # what the service says to Prometheus
+) -> dict[tuple[str, str], Checked]:  # (line, day) -> check; lines that were never observed are left out
+    "Join, check and put on record the newest days of every line."
+    found = {}
+    for line, package in packages.items():
+        newest = store.newest(line, 1)[0]
+        for since, until in whole_days(_stamps(pd.Series(newest))[0].to_pydatetime(), package.site, params.days, params.until) if len(newest) else ():
+            join_outcomes(store, {line: package.site}, since, until, now)
+            checked = check_line(store, package, line, since, until, params, now, metrics)
+            record(store, line, checked, now)
+            found[line, f"{pd.Timestamp(since).tz_convert(package.site.timezone):%Y-%m-%d}"] = checked
+    if not found:
+        raise InputError("no line of these was ever observed", got=list(packages), fix="let the service run, or try it out: source=simulate")
+    return found
+
+# %% ../nbs/lib/18_monitor.ipynb #e1afef03
+def all_findings(
+    checks: Mapping[tuple[str, str], Checked],  # from `check_days`
+) -> pd.DataFrame:  # index line; day, severity, kind, name, what
+    "The findings of several checks, the worst first."
+    parts = [c.findings.assign(line=line, day=day) for (line, day), c in checks.items()]
+    table = pd.concat(parts, ignore_index=True)
+    table = table.iloc[table["severity"].map(SEVERITY).sort_values(ascending=False, kind="stable").index]
+    return table.set_index("line")[["day", "severity", "kind", "name", "what"]]
+
+
+def day_table(
+    checks: Mapping[tuple[str, str], Checked],  # from `check_days`
+) -> pd.DataFrame:  # index line; day, model, rows, error and its limit, skill, recall, false alarms, distance, findings
+    "One row per line and day."
+    wanted = ["rows", "mae_max_10", "mae_limit", "skill_max_10", "skill_limit", "estimated_mae_max_10", "balanced_accuracy_10", "coverage", "events", "caught",
+              "false_episodes", "joint_distance", "share_fallback"]
+    rows = [{"line": line, "day": day, "model": c.model, **{k: c.figures[k] for k in wanted},
+             "findings": int((c.findings["severity"] != "info").sum())} for (line, day), c in checks.items()]
+    return pd.DataFrame(rows).set_index("line")

@@ -6,9 +6,9 @@
 __all__ = ['OperateParams', 'load_operate', 'Operation', 'lines_of', 'package_of', 'site_of', 'predict', 'join', 'day_before',
            'check', 'tell', 'facts_of', 'ask_for_retraining', 'judge_lines', 'retrain_lines', 'plan_of',
            'put_in_charge', 'retrain_here', 'expire', 'jobs_of', 'pipeline_command', 'retrain_apart', 'make_operation',
-           'keep_operating', 'first_package']
+           'keep_operating', 'labelled_history', 'first_package']
 
-# %% ../nbs/lib/18_operate.ipynb #4782e9eb
+# %% ../nbs/lib/18_operate.ipynb #e643e6ff
 import json, os, subprocess, sys, tempfile, threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,7 +22,9 @@ import pandas as pd
 from pydantic import Field
 
 from .alerts import Alert, Channel, alerts_of, load_channels, send
-from .config import HORIZONS_MIN, PURGE_GAP_MIN, Count, Frozen, InferenceParams, MonitorParams, Policy, Site, checked, load_params, load_site, read_yaml, settings
+from amhs.config import (
+    HORIZONS_MIN, PURGE_GAP_MIN, Count, Frozen, InferenceParams, MonitorParams, Policy, Site, checked, load_params, load_site, read_yaml, settings,
+)
 from .core import AmhsError, StageError, log, project_root
 from .deployment import LineDeployment, add_package, deploy, deployment_records, package_folder, read_deployment
 from .develop import NO_TRUTH, Labelled, block_times, change_ratios, fitted, forecast_block, package_model
@@ -458,7 +460,18 @@ def keep_operating(
     stop.wait()
     scheduler.shutdown(wait=False)
 
-# %% ../nbs/lib/18_operate.ipynb #5d579f01
+# %% ../nbs/lib/18_operate.ipynb #4d9035a9
+def labelled_history(
+    telemetry: pd.DataFrame,  # of one line or more
+    site: Site | str | None = None,  # None: the simulated hub
+) -> Labelled:  # three blocks in order of time
+    "A history as a labelled data set."
+    site = load_site(site)
+    targets = build_targets(telemetry, HORIZONS_MIN, site)
+    times = block_times(targets.index, time_split(targets.index, 0.2, 0.2, PURGE_GAP_MIN))
+    return Labelled(telemetry, targets, times, NO_TRUTH, site)
+
+# %% ../nbs/lib/18_operate.ipynb #93f84bc8
 def first_package(
     telemetry: pd.DataFrame,  # history of one line or more
     folder: Path | str,  # where; replaced as a whole
@@ -468,10 +481,7 @@ def first_package(
     **hyper: Any,  # hyper-parameters of the hub model, e.g. trees
 ) -> Path:  # the package's folder
     "Train and pack a model on a history, without the tests a real one has to pass."
-    site, params = load_site(site), params or load_params("inference", "smoke")
-    targets = build_targets(telemetry, HORIZONS_MIN, site)
-    times = block_times(targets.index, time_split(targets.index, 0.2, 0.2, PURGE_GAP_MIN))
-    data = Labelled(telemetry, targets, times, NO_TRUTH, site)
+    data, params = labelled_history(telemetry, site), params or load_params("inference", "smoke")
     forecaster = fitted(data, make_model("hub", seed=seed, **hyper))
     skill = float(1 - change_ratios(*forecast_block(data, forecaster, "test"))["change_max_10"])
     gates = pd.DataFrame([("skill_change_max_10", skill, ">=", 0.0, "against persistence")], columns=["criterion", "value", "op", "limit", "why"])

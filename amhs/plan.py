@@ -6,10 +6,11 @@
 __all__ = ['Step', 'Plan', 'parameters_table', 'find_run', 'identity', 'changes', 'decide', 'plan_run', 'plan_table', 'reasons',
            'resumed', 'grid_sets']
 
-# %% ../nbs/lib/21_plan.ipynb #3b7092f3
+# %% ../nbs/lib/21_plan.ipynb #a8e3156b
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from .documents import template_hash
 from .pages import cell_text
 from .provenance import environment, notebook_hash, reachable_modules
 from amhs.stages import (
-    GOOD, PIPELINES, Stage, check_notebook, check_templates, find_sources, find_stage, identify, is_intact, list_runs, outside_path,
+    GOOD, PIPELINES, Stage, check_notebook, check_templates, find_sources, find_stage, identify, in_pipeline, is_intact, list_runs, outside_path,
     stage_home, stage_manifest, verified_outputs,
 )
 
@@ -143,7 +144,7 @@ def _read_changes(manifest: Mapping, held: Mapping[str, dict | None]) -> Iterato
         elif identify(outside_path(name)) != known:
             yield f"{name} changed"
 
-# %% ../nbs/lib/21_plan.ipynb #b7acd66a
+# %% ../nbs/lib/21_plan.ipynb #b4e642aa
 def changes(
     stage: Stage,  # which stage
     now: Mapping,  # from `identity`
@@ -151,7 +152,8 @@ def changes(
     held: Mapping[str, dict | None],  # input stage -> its artefacts as they are now; None: not known yet
 ) -> list[str]:  # reasons to run again; empty: nothing changed
     "What a stage's result depends on that is not as it was."
-    return [*_static_changes(stage, now, manifest), *_unwritten(now, manifest), *_read_changes(manifest, held)]
+    other = [f"it is read with stage {n} here, or was there" for n in stage.may_read if (n in held) != (n in manifest["inputs"])]
+    return [*other, *_static_changes(stage, now, manifest), *_unwritten(now, manifest), *_read_changes(manifest, held)]
 
 # %% ../nbs/lib/21_plan.ipynb #02bc8e24
 _REUSABLE = (*GOOD, "skipped")
@@ -202,7 +204,7 @@ def _artefacts(name: str, run_id: str | None) -> dict | None:
     found = stage_manifest(settings().runs / run_id, find_stage(name)) if run_id else None
     return found["outputs"] if found else None
 
-# %% ../nbs/lib/21_plan.ipynb #9d80fcba
+# %% ../nbs/lib/21_plan.ipynb #13224336
 def plan_run(
     pipeline: str = "develop",  # a name in `PIPELINES`
     profile: str = "demo",  # smoke, demo or full
@@ -215,7 +217,8 @@ def plan_run(
     "Resolve and check everything a run needs before anything starts."
     if pipeline not in PIPELINES:
         raise ParameterError("no such pipeline", got=pipeline, fix=f"use one of {', '.join(nearest(pipeline, PIPELINES))}")
-    stages, sets = [find_stage(n) for n in _between(PIPELINES[pipeline], first, last)], dict(sets or {})
+    names, sets = _between(PIPELINES[pipeline], first, last), _usual_sets(pipeline) | dict(sets or {})
+    stages = [in_pipeline(find_stage(n), pipeline) for n in names]
     typed = {s: load_params(s.name, profile, sets) for s in stages}
     for stage in stages:
         check_notebook(stage)
@@ -225,6 +228,18 @@ def plan_run(
     sources = _checked_sources([find_stage(n) for n in needed], within, [find_stage(n) for n in earlier])
     steps = [Step(s, p, _overridden(s, p, profile, sets)) for s, p in typed.items()]
     return Plan(pipeline, profile, sets, _decided(steps, sources, within, forced), sources, within, forced)
+
+# %% ../nbs/lib/21_plan.ipynb #f30a4a15
+def _usual_sets(pipeline: str) -> dict[str, Any]:
+    "What a pipeline overrides by itself: a retraining learns from what was observed up to now, and deploys at its end alone."
+    if pipeline != "retrain":
+        return {}
+    from amhs.store import open_store
+
+    with open_store() as store:
+        newest = [int(store.newest(line, 1)[0][-1]) for line in store.lines()]
+    until = datetime.fromtimestamp((max(newest) + 1) * 60, UTC).isoformat() if newest else ""
+    return {"data.source": "store", "data.until": until, "integration.deploy": "none"}
 
 # %% ../nbs/lib/21_plan.ipynb #8c629d75
 def _decided(steps: Iterable[Step], sources: Mapping[str, str], within: str | None, forced: bool) -> tuple[Step, ...]:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['INK', 'GREY', 'PALE', 'BLUE', 'ORANGE', 'GREEN', 'VERMILION', 'SKY', 'PURPLE', 'Picture', 'telemetry', 'missing',
            'targets', 'bars', 'forecast', 'skill', 'errors', 'confusion', 'reliability', 'alarm_tradeoff', 'slices',
-           'contributions', 'waterfall', 'search_history', 'learning']
+           'contributions', 'waterfall', 'search_history', 'learning', 'over_days']
 
 # %% ../nbs/lib/10_plots.ipynb #5aa0f3e2
 import warnings
@@ -739,4 +739,25 @@ def learning(
                         textcoords="offset points", fontsize=8)
         ax.set(xlabel=losses.index.name or "round", ylabel=label)
         ax.legend(ncols=len(losses.columns), loc="lower right", bbox_to_anchor=(1, 1))
+    return figure
+
+# %% ../nbs/lib/10_plots.ipynb #c8f52b52
+def over_days(
+    values: pd.DataFrame,  # index: days; a column per thing compared, the one under judgement first
+    marks: pd.DataFrame | None = None,  # at (time), what: vertical lines, a colour for each `what`
+    label: str = "",  # of the axis
+) -> Picture:  # a line per column
+    "Numbers over days, and what happened."
+    marks = pd.DataFrame(columns=["at", "what"]) if marks is None else marks
+    with _picture(3.4) as (figure, axes):
+        ax = axes[0, 0]
+        for name, colour, style in zip(values, (BLUE, VERMILION, GREEN), ("-", "--", ":")):
+            ax.plot(values.index, values[name], style, color=colour, linewidth=1.7, marker="o", markersize=2.5, label=str(name))
+        for (what, group), colour in zip(marks.groupby("what", sort=False), (INK, ORANGE, PURPLE, GREY)):
+            for i, at in enumerate(group["at"]):
+                ax.axvline(at, color=colour, linewidth=1.1, alpha=0.8, label=what if i == 0 else None, zorder=0)
+        ax.set_ylabel(label)
+        ax.set_ylim(bottom=0)
+        ax.xaxis.set_major_formatter(ConciseDateFormatter(ax.xaxis.set_major_locator(AutoDateLocator()) or ax.xaxis.get_major_locator()))
+        ax.legend(ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
     return figure

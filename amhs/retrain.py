@@ -6,13 +6,17 @@
 __all__ = ['FINDING_COLUMNS', 'QUALITY', 'DRIFT', 'WORSE', 'CAUSES', 'load_policy', 'Facts', 'findings_table', 'evidence_days',
            'is_quiet', 'Verdict', 'decide', 'record_verdict', 'Cause', 'broken_minutes', 'usual_capacity', 'moved',
            'find_cause', 'Plan', 'broken_periods', 'design', 'plan_table', 'record_plan', 'compose', 'kept_choice',
-           'successor', 'Promotion', 'promotion', 'record_promotion', 'Retrained', 'retrain_in_process', 'pack']
+           'successor', 'Promotion', 'promotion', 'record_promotion', 'Retrained', 'retrain_in_process', 'pack',
+           'policy_of', 'policy_table', 'Situation', 'trained_until', 'facts_of', 'situations', 'monitoring_rows',
+           'situation_table', 'evidence_table', 'verdict_table', 'verdict_rows', 'Asked', 'asked_for', 'package_in_use',
+           'finding_table', 'test_table', 'carriers', 'hand_over', 'read_plan', 'read_comparisons', 'comparison_rows',
+           'concluded', 'take_over', 'outcome_table']
 
-# %% ../nbs/lib/18_retrain.ipynb #440e7232
-import json, operator, tempfile
+# %% ../nbs/lib/18_retrain.ipynb #a21a46e9
+import json, operator, shutil, tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
@@ -21,10 +25,16 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from .config import PURGE_GAP_MIN, Criteria, Frozen, InferenceParams, Policy, RedesignParams, Site, checked, load_params, load_site, read_yaml, settings
-from .core import InputError, sha256_json
-from .develop import NO_TRUTH, Labelled, comparison_gates, comparison_table, fitted, four_comparisons, missing_share, package_model
-from .inference import Package
+from amhs.config import (
+    PURGE_GAP_MIN, Criteria, Frozen, InferenceParams, Policy, PromotionParams, RedesignParams, Site, TriggerParams, checked, load_params, load_site,
+    read_yaml, settings,
+)
+from .core import InputError, atomic_path, read_json, sha256_json, write_json
+from .deployment import add_package, deploy, package_folder, read_deployment
+from amhs.develop import (
+    NO_TRUTH, Labelled, comparison_gates, comparison_table, fitted, four_comparisons, missing_share, package_model, save_labelled,
+)
+from .inference import Package, load_package
 from .model import Forecaster, make_model
 from .package import build_engines, candidate_table, proof_rows, prove, time_engines, validation_rows, write_package
 from .quality import stuck_sensors
@@ -261,7 +271,13 @@ def _test(test: str, value: float, limit: float, columns: Iterable[str], what: s
     "One test as a row."
     return {"test": test, "value": float(value), "limit": float(limit), "holds": bool(value > limit), "columns": ", ".join(columns), "what": what}
 
-# %% ../nbs/lib/18_retrain.ipynb #adeb34c0
+# %% ../nbs/lib/18_retrain.ipynb #426a3f52
+def _stuck(telemetry: pd.DataFrame) -> pd.DataFrame:
+    "Stretches in which a sensor stood still; an empty queue and a full fleet may rest at the end of their range as long as they like."
+    found, ends = stuck_sensors(telemetry), telemetry[[c for c in COLUMNS if c in telemetry]].agg(["min", "max"])
+    return found[[v not in (ends.at["min", c], ends.at["max", c]) for c, v in zip(found["column"], found["value"], strict=True)]]
+
+# %% ../nbs/lib/18_retrain.ipynb #79fc3318
 def broken_minutes(
     telemetry: pd.DataFrame,  # one line's; the longer it is, the better is known which columns come to rest by nature
     since: pd.Timestamp | None = None,  # from when on; None: all of it
@@ -271,7 +287,7 @@ def broken_minutes(
     telemetry = telemetry.reset_index(drop=True)
     first, last = since or telemetry["timestamp"].min(), until or telemetry["timestamp"].max() + pd.Timedelta(minutes=1)
     part = telemetry[(telemetry["timestamp"] >= first) & (telemetry["timestamp"] < last)]
-    found = stuck_sensors(telemetry).query("start >= @first and start < @last")
+    found = _stuck(telemetry).query("start >= @first and start < @last")
     silent = part[[c for c in COLUMNS if c in part]].isna().mean()
     stuck = (found.groupby("column")["minutes"].sum() / max(len(part), 1)).reindex(silent.index).fillna(0.0)
     table = pd.DataFrame({"stuck": stuck, "silent": silent})
@@ -465,7 +481,7 @@ def _guessed(findings: pd.DataFrame) -> Cause:
     name = next((c for c, f in loud.items() if len(f)), "none")
     return _told(name, pd.DataFrame(rows), pd.to_datetime(loud[name]["day"], utc=True).min() if name != "none" else None)
 
-# %% ../nbs/lib/18_retrain.ipynb #21f2483c
+# %% ../nbs/lib/18_retrain.ipynb #ab6e99c1
 class Plan(Frozen):
     "What a retraining learns from, and how."
 
@@ -484,19 +500,20 @@ class Plan(Frozen):
     old_test_share: float = 0.15  # of the old time, kept for the comparison
     valid_share: float = 0.15  # of the new time
     test_share: float = 0.25  # of the new time
+    max_loss: float = 0.05  # of the old error that may come on top, where the old traffic may return
     why: str = ""  # for people
 
-# %% ../nbs/lib/18_retrain.ipynb #dda04502
+# %% ../nbs/lib/18_retrain.ipynb #3dcb5eed
 def broken_periods(
     telemetry: pd.DataFrame,  # one line's
     least_min: int = 30,  # minutes; shorter ones are everyday life
 ) -> list[tuple[datetime, datetime]]:  # from, to
     "When a sensor of the queue or the flows stood still: hours to leave out."
-    found = stuck_sensors(telemetry.reset_index(drop=True))
+    found = _stuck(telemetry.reset_index(drop=True))
     found = found[found["column"].isin(columns_of("target", "inflow", "outflow")) & (found["minutes"] >= least_min)]
     return [(r.start.to_pydatetime(), (r.end + pd.Timedelta(minutes=1)).to_pydatetime()) for r in found.sort_values("start").itertuples()]
 
-# %% ../nbs/lib/18_retrain.ipynb #86b9cbd5
+# %% ../nbs/lib/18_retrain.ipynb #004cabba
 _CHANGED = ("capacity_change", "concept_change", "covariate_shift", "label_shift")
 
 
@@ -505,6 +522,7 @@ def design(
     telemetry: pd.DataFrame,  # one line's, all there is
     params: RedesignParams | None = None,  # days, shares, weight; None: the installation's
     forced: bool = False,  # a retraining is due for other reasons: the calendar, a person
+    max_loss: float = 0.05,  # of the old error that may come on top, where the old traffic may return; `Policy.max_loss`
 ) -> Plan:
     "Turn a cause into a plan."
     params, (first, newest) = params or load_params("redesign"), (telemetry["timestamp"].min(), telemetry["timestamp"].max())
@@ -516,7 +534,7 @@ def design(
         cause=cause.name, retrain=is_change or forced, since=since, until=until, changed=changed, exclude=broken_periods(telemetry),
         keep_old=not (for_good and young >= params.old_days), weight_new=params.weight_new if is_change else 1, old_counts=not for_good,
         search=for_good and 0 < params.search_after_days <= young, relabel=cause.name in ("capacity_change", "label_shift"),
-        old_test_share=params.old_test_share, valid_share=params.valid_share, test_share=params.test_share, why=cause.sentence)
+        old_test_share=params.old_test_share, valid_share=params.valid_share, test_share=params.test_share, max_loss=max_loss, why=cause.sentence)
 
 # %% ../nbs/lib/18_retrain.ipynb #75067230
 def plan_table(
@@ -709,3 +727,276 @@ def pack(
     candidates = candidate_table(prove(engines, forecaster, rows, params.max_level_error), time_engines(engines, rows, params.timing_repeats), refused)
     chosen = candidates.index[candidates["chosen"]][0]
     return write_package(folder, confirmed, data, engines[chosen], candidates, criteria, params, number)
+
+# %% ../nbs/lib/18_retrain.ipynb #3b8116b6
+def policy_of(
+    params: TriggerParams,  # of stage 13
+) -> Policy:
+    "The policy among a stage's parameters."
+    return Policy(**params.model_dump(include=set(Policy.model_fields)))
+
+
+def policy_table(
+    policy: Policy,  # from `load_policy`
+) -> pd.DataFrame:  # one row per rule: value
+    "A policy for people."
+    said = {n: ", ".join(map(str, v)) if isinstance(v, tuple) else str(v) for n, v in policy.model_dump().items()}
+    return pd.DataFrame({"value": said}).rename_axis("rule")
+
+# %% ../nbs/lib/18_retrain.ipynb #59c130ab
+@dataclass(frozen=True)
+class Situation:
+    "What is known of a line when a decision is due."
+
+    findings: pd.DataFrame  # columns of `FINDING_COLUMNS`
+    facts: Facts
+    days: tuple[pd.Timestamp, ...]  # that were monitored
+    model: str = ""  # version of the live package; empty: rules alone
+
+# %% ../nbs/lib/18_retrain.ipynb #6a980306
+def trained_until(
+    package: Package,  # loaded
+) -> datetime:  # newest minute of its validation block, about
+    "Up to when a package has learnt."
+    return datetime.fromtimestamp(read_json(package.folder / "example.json")["minute"] * 60, UTC)
+
+
+def _past(decisions: pd.DataFrame, line: str, kind: str) -> list[tuple[datetime, dict]]:
+    "Records of a line of one kind: when, detail."
+    rows = decisions[decisions["subject"].eq(line) & decisions["kind"].eq(kind)]
+    return [(at.to_pydatetime(), json.loads(detail)) for at, detail in zip(rows["at"], rows["detail"], strict=True)]
+
+# %% ../nbs/lib/18_retrain.ipynb #1daf85d1
+def facts_of(
+    store: Any,  # an open `Store`
+    line: str,  # a hub
+    now: datetime,  # with its time zone
+    package: Package | None = None,  # the live one; None: rules alone
+    manual: str | None = None,  # a person's reason to retrain
+) -> Facts:
+    "What the store and the live package tell about a line."
+    decisions = store.read("decisions", until=now)
+    retrained = [at for at, d in _past(decisions, line, "retraining") if d["retrain"]]
+    plans = [datetime.fromisoformat(d["changed"]) for _, d in _past(decisions, line, "plan") if d["cause"] in _CHANGED]
+    learnt = trained_until(package) if package else None
+    seen = store.read("observations", line=line, since=learnt, until=now, columns=["minute"]) if learnt else ()
+    return Facts(now, learnt, len(seen), tuple(retrained), manual, max(plans, default=None), package.site.timezone if package else "UTC")
+
+# %% ../nbs/lib/18_retrain.ipynb #edcc687a
+def _newest(store: Any, line: str) -> datetime:
+    "The minute after the newest observed."
+    minutes, _ = store.newest(line, 1)
+    return datetime.fromtimestamp((int(minutes[-1]) + 1) * 60, UTC)
+
+
+def situations(
+    store: Any,  # an open `Store`
+    params: TriggerParams,  # lines, manual, now
+) -> dict[str, Situation]:  # by line
+    "What is known of every line."
+    records, live = monitoring_rows(store), read_deployment().lines
+    lines, found = params.lines or sorted({*records["subject"], *live} & {*store.lines()}), {}
+    for line in lines:
+        package = load_package(package_folder(live[line].live)) if line in live and live[line].live else None
+        now = _utc(params.now).to_pydatetime() if params.now else _newest(store, line)
+        own = records[records["subject"].eq(line) & (records["at"] <= pd.Timestamp(now))]
+        days = tuple(pd.Timestamp(json.loads(d)["window"][0]).floor("D") for d in own["detail"])
+        found[line] = Situation(findings_table(own), facts_of(store, line, now, package, params.manual or None), days, package.version if package else "")
+    return found
+
+
+def monitoring_rows(
+    store: Any,  # an open `Store`
+) -> pd.DataFrame:  # rows of `decisions` of kind `monitoring`
+    "What monitoring recorded."
+    return store.read("decisions", kind="monitoring")
+
+# %% ../nbs/lib/18_retrain.ipynb #96a718e0
+def situation_table(
+    known: Mapping[str, Situation],  # from `situations`
+) -> pd.DataFrame:  # one row per line: now, model, trained until, new rows, checks, findings, retrainings
+    "What is known of each line, for people."
+    rows = {line: {"now": f"{s.facts.now:%Y-%m-%d %H:%M}", "model": s.model or "–",
+                   "trained_until": f"{s.facts.last_trained:%Y-%m-%d %H:%M}" if s.facts.last_trained else "–", "new_rows": s.facts.new_rows,
+                   "checks": len(s.days), "found": len(s.findings), "retrainings": len(s.facts.retrainings)} for line, s in known.items()}
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["now", "model", "trained_until", "new_rows", "checks", "found", "retrainings"]).rename_axis("line")
+
+
+def evidence_table(
+    verdicts: Mapping[str, Verdict],  # line -> from `decide`
+) -> pd.DataFrame:  # one row per line and day
+    "What was found on each day, of all lines."
+    tables = [v.evidence.reset_index().assign(line=line) for line, v in verdicts.items()]
+    table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["line", "day"])
+    return table.assign(day=[f"{d:%Y-%m-%d}" for d in table["day"]]).set_index("line")
+
+# %% ../nbs/lib/18_retrain.ipynb #7294ccb4
+def verdict_table(
+    verdicts: Mapping[str, Verdict],  # line -> from `decide`
+) -> pd.DataFrame:  # one row per line: decision, reasons, held back by
+    "The decisions, for people."
+    rows = {line: {"decision": "retrain" if v.retrain else "keep", "reasons": "; ".join(v.said) or "–", "held_by": "; ".join(v.held) or "–",
+                   "suspicion": v.cause} for line, v in verdicts.items()}
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["decision", "reasons", "held_by", "suspicion"]).rename_axis("line")
+
+
+def verdict_rows(
+    verdicts: Mapping[str, Verdict],  # line -> from `decide`
+) -> dict[str, dict]:  # by line, fit for JSON
+    "The decisions, for programs."
+    return {line: {"retrain": v.retrain, "reasons": list(v.reasons), "held": list(v.held), "cause": v.cause, "sentence": v.sentence}
+            for line, v in verdicts.items()}
+
+# %% ../nbs/lib/18_retrain.ipynb #758e49f2
+@dataclass(frozen=True)
+class Asked:
+    "Which line is to be trained again, and why."
+
+    line: str
+    why: str  # the trigger's sentence
+    findings: pd.DataFrame  # what monitoring found
+    forced: bool  # due whatever the cause: the calendar, volume, a person
+    now: datetime  # of the newest minute
+
+# %% ../nbs/lib/18_retrain.ipynb #e3b2fc0d
+def asked_for(
+    store: Any,  # an open `Store`
+    telemetry: pd.DataFrame,  # what stage 04 collected
+    params: RedesignParams,  # names the line, or leaves it open
+) -> Asked:
+    "The line that is to be trained again: the one named, the one last triggered, or the only one."
+    decisions, there = store.read("decisions", kind="retraining", newest_first=True), sorted(telemetry["line"].unique())
+    due = decisions[[json.loads(d)["retrain"] for d in decisions["detail"]]]
+    line = params.line or next((s for s in due["subject"] if s in there), None) or (there[0] if len(there) == 1 else "")
+    if line not in there:
+        raise InputError("it is not said which line is to be trained again", got=line or there, fix="name it: --set redesign.line=LINE")
+    mine = due[due["subject"].eq(line)].head(1)
+    reasons = json.loads(mine["detail"].iloc[0])["reasons"] if len(mine) else ["manual"]
+    why = mine["why"].iloc[0] if len(mine) else "Asked for: nothing triggered it."
+    newest = telemetry.loc[telemetry["line"].eq(line), "timestamp"].max()
+    found = findings_table(monitoring_rows(store), line)
+    lately = found[[_utc(d) > newest - pd.Timedelta(days=load_policy().memory_days) for d in found["day"]]]
+    return Asked(line, why, lately, bool(set(reasons) & {"manual", "schedule", "volume", "follow_up"}), newest.to_pydatetime())
+
+# %% ../nbs/lib/18_retrain.ipynb #0b95a996
+def package_in_use(
+    line: str,  # a hub
+    params: RedesignParams,  # `live`, or a folder
+) -> Package:
+    "The package that is to be followed."
+    if params.package != "live":
+        return load_package(params.package)
+    live = read_deployment().lines.get(line)
+    if live is None or not live.live:
+        raise InputError(f"line {line} has no model in use", got=line, fix="deploy one first (`amhs deploy`), or name a package: --set redesign.package=FOLDER")
+    return load_package(package_folder(live.live))
+
+
+def finding_table(
+    findings: pd.DataFrame,  # columns of `FINDING_COLUMNS`
+) -> pd.DataFrame:  # one row per finding: kind, name, severity, value, low, high
+    "Findings for people."
+    when = [f"{_utc(d):%Y-%m-%d}" for d in findings["day"]]
+    return findings.assign(day=when)[["day", "kind", "name", "severity", "value", "low", "high"]].set_index("day")
+
+
+def test_table(
+    cause: Cause,  # from `find_cause`
+) -> pd.DataFrame:  # one row per test: value, limit, holds, columns
+    "The tests behind a cause, for people."
+    return cause.evidence.set_index("test")[["value", "limit", "holds", "columns", "what"]]
+
+# %% ../nbs/lib/18_retrain.ipynb #3d4d1554
+def carriers(
+    cause: Cause,  # from `find_cause`
+    telemetry: pd.DataFrame,  # one line's, as `find_cause` saw it
+    new_days: float = 3,  # newest days, when no cause says since when
+    old_days: float = 14,  # days before that
+) -> pd.Series:  # column -> move of its residuals, in spreads of a block
+    "How far each column moved, given the hub's state."
+    since = cause.since if cause.since is not None else telemetry["timestamp"].max() - pd.Timedelta(days=new_days)
+    return moved(telemetry[telemetry["timestamp"] >= since - pd.Timedelta(days=old_days)].reset_index(drop=True), since)
+
+# %% ../nbs/lib/18_retrain.ipynb #f3d9d832
+def hand_over(
+    plan: Plan,  # from `design`
+    data: Labelled,  # from `compose`
+    current: Package,  # in use
+    plan_file: Path | str,  # where the plan goes
+    labelled: Path | str,  # where the data set goes
+    package: Path | str,  # where a copy of the package goes
+) -> None:
+    "Write what stage 14 leaves."
+    write_json(plan_file, plan.model_dump(mode="json"))
+    save_labelled(labelled, data)
+    with atomic_path(package) as tmp:
+        shutil.copytree(current.folder, tmp)
+
+
+def read_plan(
+    path: Path | str,  # plan.json
+) -> Plan:
+    "The plan of stage 14."
+    return checked(Plan, read_json(path), Path(path).name)
+
+
+def read_comparisons(
+    path: Path | str,  # comparisons.json
+) -> pd.DataFrame:  # as `four_comparisons`
+    "The four comparisons of stage 07."
+    return pd.DataFrame(read_json(path)["comparisons"])
+
+
+def comparison_rows(
+    comparisons: pd.DataFrame,  # from `four_comparisons`
+) -> pd.DataFrame:  # errors and class numbers of all horizons, for people
+    "The four comparisons at length."
+    shown = comparisons[comparisons["metric"].isin(["mae", "rmse", "skill", "r2_change", "balanced_accuracy", "surge_recall", "log_loss"])]
+    return shown.drop(columns="n").set_index("data")
+
+# %% ../nbs/lib/18_retrain.ipynb #70775421
+def concluded(
+    comparisons: pd.DataFrame,  # from `four_comparisons`
+    plan: Plan,  # of stage 14
+    packed: bool,  # whether stage 08 made a package: it does not of a model that stage 07 refused
+    params: PromotionParams,  # by the policy, or never
+) -> Promotion:
+    "What becomes of the model at the end of a pipeline."
+    found = promotion(comparisons, old_counts=plan.old_counts)
+    if found.verdict != "refuse" and not packed:
+        return Promotion("refuse", f"There is no package: stage 07 refused the model. {found.sentence}")
+    if found.verdict == "promote" and params.promote == "never":
+        return Promotion("wait", f"Told only, as asked. {found.sentence}")
+    return found
+
+# %% ../nbs/lib/18_retrain.ipynb #4c157895
+def take_over(
+    store: Any,  # an open `Store`
+    found: Promotion,  # from `concluded`
+    comparisons: pd.DataFrame,  # from `four_comparisons`
+    plan: Plan,  # of stage 14
+    current: Path | str,  # the package in use
+    packed: Path | str | None,  # the new package; None: there is none
+    params: PromotionParams,  # lines
+    run_id: str,  # who decides
+) -> dict:  # verdict, sentence, current, new, lines, fit for JSON
+    "Deploy a promoted model, keep one that waits at hand, and put it on record."
+    old, new = load_package(current), load_package(packed) if packed else None
+    lines = list(params.lines or (new or old).lines)
+    if found.verdict == "promote":
+        deploy(packed, lines, "live", who=f"retraining {run_id}", why=found.sentence)
+    elif found.verdict == "wait":
+        add_package(packed)
+    for line in lines:
+        record_promotion(store, found, comparisons, line, (old.version, new.version if new else ""), plan.until, who=run_id)
+    return {"verdict": found.verdict, "sentence": found.sentence, "current": old.version, "new": new.version if new else "", "lines": lines}
+
+
+def outcome_table(
+    record: Mapping,  # from `take_over`
+) -> pd.DataFrame:  # one row per fact: value
+    "What became of it, for people."
+    answers = record["new"] if record["verdict"] == "promote" else record["current"]
+    facts = {"verdict": record["verdict"], "model in use before": record["current"], "new model": record["new"] or "–", "answers now": answers,
+             "lines of the model": ", ".join(record["lines"])}
+    return pd.DataFrame({"value": facts}).rename_axis("what")

@@ -9,11 +9,11 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"core"}, {"answers", "messages", "processes", "load"},
     {"config", "client"}, {"pages"}, {"documents"}, {"telemetry"}, {"simulate", "quality", "features", "targets", "rules"}, {"model"},
-    {"evaluate", "plots", "engines"}, {"inference", "baseline"}, {"develop", "deployment", "access"}, {"registry", "store"}, {"package", "serve", "schedule"},
+    {"evaluate", "plots", "engines"}, {"inference", "baseline", "store"}, {"develop", "deployment", "access"}, {"registry"}, {"package", "serve", "schedule"},
     {"api", "bento", "offline", "dashboard"}, {"integration"},
-    {"monitor", "alerts"}, {"retrain"}, {"operate"},
+    {"monitor", "alerts"}, {"retrain"}, {"operate"}, {"rehearsal"},
     {"stages"}, {"provenance"}, {"plan"}, {"reports"}, {"compare"}, {"wire"}, {"kernel"}, {"warm"}, {"execute"}, {"runs"},
-    {"archive"}, {"grids"}, {"reproduce"}, {"workbench"}, {"serving"}, {"cli"},
+    {"archive"}, {"grids"}, {"reproduce"}, {"workbench"}, {"serving"}, {"operating"}, {"cli"},
 ]
 HOMES = {"mlflow": {"registry"}, "papermill": {"execute"}, "matplotlib": {"plots"}, "bentoml": {"package"},
          "sqlalchemy": {"store"}, "optuna": {"develop"}, "jinja2": {"documents"},
