@@ -414,7 +414,7 @@ def _labels(targets: pd.DataFrame, day: np.ndarray) -> dict[str, dict]:
                        "spread": [float(s[s.index.isin(days)].std(ddof=0)) for s in shares]}
     return found
 
-# %% ../nbs/lib/14_baseline.ipynb #6d66a78a
+# %% ../nbs/lib/14_baseline.ipynb #6819644c
 def _longest_runs(telemetry: pd.DataFrame) -> dict[str, int]:
     "Minutes that each column stood still at most, apart from what looks like a stuck sensor."
     stuck, found = stuck_sensors(telemetry), {}
@@ -434,7 +434,7 @@ def _column_part(telemetry: pd.DataFrame, site: Site) -> dict:
     for name, minutes in _longest_runs(telemetry).items():
         if name in kept:
             kept[name]["still_min"] = minutes
-    return {"columns": kept, "joint": joint_of(_shifts_by_day(kept, table, stamps, day, site))}
+    return {"days": len(_whole_days(day)), "columns": kept, "joint": joint_of(_shifts_by_day(kept, table, stamps, day, site))}
 
 
 def _table_part(table: pd.DataFrame, site: Site, every: int) -> dict[str, dict]:

@@ -10,7 +10,7 @@ __all__ = ['app', 'runs_app', 'models_app', 'CHECKS', 'papermill_habits', 'main'
            'check_python', 'check_packages', 'check_library', 'check_stages', 'check_folders', 'check_kernel',
            'check_machine', 'check_gpu', 'doctor']
 
-# %% ../nbs/lib/25_cli.ipynb #48d60437
+# %% ../nbs/lib/25_cli.ipynb #f554d9d7
 import os, sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,6 +20,7 @@ import typer
 
 from . import answers
 from .core import AmhsError, ParameterError, project_root
+from .operating import alerts_app, ask_retraining, jobs, operate
 from .serving import dashboard, deploy_app, keys_app, rules_app, serve
 
 # %% ../nbs/lib/25_cli.ipynb #9cbbf841
@@ -458,11 +459,12 @@ def runs_reproduce(
     print(reproduction_text(found))
     raise typer.Exit(0 if found.same else 3)
 
-# %% ../nbs/lib/25_cli.ipynb #9743caa8
-for group in (deploy_app, keys_app, rules_app):
+# %% ../nbs/lib/25_cli.ipynb #280e1db5
+for group in (deploy_app, keys_app, rules_app, alerts_app):
     app.add_typer(group)
-app.command()(serve)
-app.command()(dashboard)
+for command in (serve, dashboard, operate, jobs):
+    app.command()(command)
+app.command("retrain")(ask_retraining)
 
 # %% ../nbs/lib/25_cli.ipynb #d3fc41ec
 models_app = typer.Typer(name="models", no_args_is_help=True, rich_markup_mode=None, help="Confirmed models: list, show, compare, take into use, go back.")

@@ -227,17 +227,19 @@ def decision_text(
         first = "retrain" if told["retrain"] else "keep"
     return ": ".join(filter(None, dict.fromkeys([first, why if isinstance(why, str) else ""])))[:400]
 
-# %% ../nbs/lib/18_dashboard.ipynb #3bca9bef
-HAPPENED = ("alert", "silence", "retraining", "plan", "promotion", "job")  # decisions that are events, by kind
+# %% ../nbs/lib/18_dashboard.ipynb #a8358c45
+HAPPENED = ("alert", "silence", "request", "retraining", "plan", "promotion")  # decisions that are events, by kind
 
 
 def decision_table(
     decisions: pd.DataFrame,  # of any kinds
 ) -> pd.DataFrame:  # at, kind, subject, who, what; newest first
-    "Decisions as people read them."
+    "Decisions as people read them; an alert's subject is its line."
     found = decisions[decisions["kind"].isin(HAPPENED)]
     what = [decision_text(*row) for row in zip(found["kind"], found["why"], found["detail"])]
-    return found[["at", "kind", "subject", "who"]].fillna({"who": ""}).assign(what=what).sort_values("at", ascending=False, ignore_index=True)
+    subject = [str(_detail(d).get("line") or s) for d, s in zip(found["detail"], found["subject"])]
+    return found[["at", "kind", "who"]].fillna({"who": ""}).assign(subject=subject, what=what)[
+        ["at", "kind", "subject", "who", "what"]].sort_values("at", ascending=False, ignore_index=True)
 
 # %% ../nbs/lib/18_dashboard.ipynb #00148d4f
 SOURCES = ("hybrid", "model", "rules", "cache")
@@ -481,17 +483,17 @@ def _verdicts(episodes: pd.DataFrame, feedback: pd.DataFrame | None) -> list[str
         found.append(str(mine["verdict"].iloc[-1]) if len(mine) else "")
     return found
 
-# %% ../nbs/lib/18_dashboard.ipynb #98e579a3
+# %% ../nbs/lib/18_dashboard.ipynb #11a8c0b6
 @patch
 def decisions(
     self: Board,
     since: datetime,
     until: datetime,
-    kind: str = "",  # only this; empty: every kind
+    kind: str,  # monitoring, alert, retraining …
 ) -> pd.DataFrame:
     "What was decided, oldest first."
-    only = {"kind": kind} if kind else {}
-    read = lambda: self.store.read("decisions", since=since, until=until, **only)  # noqa: E731
+    def read():
+        return self.store.read("decisions", since=since, until=until, kind=kind)
     return self._once(("decisions", minute_of(since), minute_of(until), kind), read)
 
 # %% ../nbs/lib/18_dashboard.ipynb #7f3630e7
@@ -537,7 +539,7 @@ def spans(
     found = deployment_spans(deployment_records(self.deployed), view.until)
     return found[found["line"].isin(view.lines) & (found["ended"] >= since) & (found["began"] <= view.until)]
 
-# %% ../nbs/lib/18_dashboard.ipynb #386d7961
+# %% ../nbs/lib/18_dashboard.ipynb #db83a6d1
 @patch
 def happened(
     self: Board,
@@ -545,7 +547,7 @@ def happened(
 ) -> pd.DataFrame:  # as `decision_table`
     "Alerts, retrainings, promotions and jobs."
     since = min(view.since, view.until - timedelta(days=CHECKS_FROM_DAYS))
-    return decision_table(self.decisions(since, view.until))
+    return decision_table(pd.concat([self.decisions(since, view.until, kind) for kind in HAPPENED], ignore_index=True))
 
 # %% ../nbs/lib/18_dashboard.ipynb #fed2f456
 @patch
@@ -653,7 +655,7 @@ def _findings_gauge(decisions: pd.DataFrame, last: pd.DataFrame) -> Any:
             gauge.add_metric([row.line, severity], float((mine["severity"] == severity).sum()))
     return gauge
 
-# %% ../nbs/lib/18_dashboard.ipynb #249657b0
+# %% ../nbs/lib/18_dashboard.ipynb #ea6d8afb
 def _deployed_gauges(board: Board) -> Iterator[Any]:
     "Which version is in which role, since when; when something was last decided."
     view = board.view()
@@ -663,8 +665,9 @@ def _deployed_gauges(board: Board) -> Iterator[Any]:
         info.add_metric([row.line, row.role, row.version], row.began.timestamp())
     yield info
     last = _gauge("decided_timestamp_seconds", "When a decision of a kind was last made", ["kind"])
-    for kind, at in board.decisions(view.until - timedelta(days=CHECKS_FROM_DAYS), view.until).groupby("kind")["at"].max().items():
-        last.add_metric([kind], at.timestamp())
+    for kind in ("monitoring", *HAPPENED):
+        if len(made := board.decisions(view.until - timedelta(days=CHECKS_FROM_DAYS), view.until, kind)):
+            last.add_metric([kind], made["at"].max().timestamp())
     yield last
 
 # %% ../nbs/lib/18_dashboard.ipynb #143b8b62
@@ -932,9 +935,9 @@ def _choices(asked: Asked, name: str, texts: Mapping[str, str]) -> str:
     links = [tag("b", _text(t)) if getattr(asked, name) == k else tag("a", _text(t), href=address(asked, **{name: k})) for k, t in texts.items()]
     return tag("nav", *links)
 
-# %% ../nbs/lib/18_dashboard.ipynb #c8731786
+# %% ../nbs/lib/18_dashboard.ipynb #1b638f16
 _FIGURE_CSS = """
-:host { --bk-background-fill-color: transparent; --bk-border-fill-color: transparent; --bk-outline-line-color: transparent; touch-action: pan-y;
+:host { --bk-background-fill-color: var(--bg); --bk-border-fill-color: var(--bg); --bk-outline-line-color: transparent; touch-action: pan-y;
   --bk-axis-line-color: var(--line); --bk-major-tick-line-color: var(--line); --bk-minor-tick-line-color: transparent; --bk-grid-line-color: var(--line);
   --bk-major-label-text-color: var(--soft); --bk-axis-label-text-color: var(--soft); --bk-group-text-color: var(--soft); --bk-text-color: var(--ink) }
 """
@@ -1047,7 +1050,7 @@ def _limit(f: Any, level: float) -> None:
 
     f.add_layout(Span(location=level, dimension="width", line_color=ALARM, line_dash=[6, 4], line_width=1.2, line_alpha=0.8))
 
-# %% ../nbs/lib/18_dashboard.ipynb #051b9350
+# %% ../nbs/lib/18_dashboard.ipynb #a9add908
 def daily_figure(
     figures: pd.DataFrame,  # from `monitoring_figures`
     column: str,  # which figure
@@ -1060,10 +1063,13 @@ def daily_figure(
     f, zone, rows = _figure(height, words[column]), _zone(site), figures.dropna(subset=[column])
     at, lines = _naive(rows["at"], zone), rows["line"].nunique()
     by = rows.assign(at=at.to_numpy()).groupby("line")
-    f.multi_line([g["at"].to_numpy() for _, g in by], [g[column].to_numpy() for _, g in by], color=LEVEL, line_width=2 if lines == 1 else 1.2,
-                 alpha=1 if lines < 4 else 0.55)
+    f.multi_line([g["at"].to_numpy() for _, g in by], [g[column].to_numpy() for _, g in by], color=LEVEL if lines < 4 else QUIET,
+                 line_width=2 if lines == 1 else 1, alpha=1 if lines < 4 else 0.5)
+    if lines > 3:
+        middle = rows.groupby("at")[column].median()
+        f.line(_naive(middle.index, zone), middle, color=LEVEL, line_width=2.5)
     source = _source(at=at, value=rows[column], line=rows["line"], model=rows["model"])
-    dots = f.scatter("at", "value", source=source, color=LEVEL, size=6 if lines == 1 else 4)
+    dots = f.scatter("at", "value", source=source, color=LEVEL if lines < 4 else QUIET, size=6 if lines < 4 else 3)
     _hover(f, [dots], [(words["line"], "@line"), ("", "@at{%m-%d}"), (words[column], "@value{0.00}"), (words["model"], "@model")], "mouse")
     _limits(f, figures, limit, zone)
     return f
@@ -1077,7 +1083,7 @@ def _limits(f: Any, figures: pd.DataFrame, limit: str | float | None, zone: Zone
     elif isinstance(limit, int | float):
         _limit(f, float(limit))
 
-# %% ../nbs/lib/18_dashboard.ipynb #94577fae
+# %% ../nbs/lib/18_dashboard.ipynb #76aac2e6
 _TONES = {"critical": ALARM, "warning": FORESEEN, "info": QUIET}
 
 
@@ -1091,13 +1097,15 @@ def findings_figure(
     findings: pd.DataFrame,  # from `monitoring_findings`
     words: Words,
     site: Site | None = None,  # its zone
+    span: tuple[datetime, datetime] | None = None,  # of the picture; None: that of the findings
     most: int = 12,  # kinds and names at most: those found oftenest
 ) -> Any:  # a Bokeh figure
     "What was found on which day; the colour says how grave."
     zone, rows = _zone(site), findings.to_dict("records")
     names = pd.Series([_named(r, words) for r in rows], dtype=object)
     shown = list(names.value_counts().index[:most])
-    f = _figure(60 + 26 * max(len(shown), 1), y_range=shown[::-1])
+    more = {"x_range": tuple(_naive(span, zone))} if span else {}
+    f = _figure(60 + 26 * max(len(shown), 1), y_range=shown[::-1], **more)
     for severity, rows_of in findings.assign(named=names.to_numpy()).groupby("severity"):
         kept = rows_of[rows_of["named"].isin(shown)]
         what = [finding_text(r, words) for r in kept.to_dict("records")]
@@ -1106,9 +1114,10 @@ def findings_figure(
         _hover(f, [marks], [("", "@at{%m-%d}"), (words["line"], "@line"), ("", "@what")], "mouse")
     return f
 
-# %% ../nbs/lib/18_dashboard.ipynb #ae213d93
+# %% ../nbs/lib/18_dashboard.ipynb #d418ce90
 _BARS = {"live": LEVEL, "canary": FORESEEN, "shadow": QUIET}
-_MARKS = {"retraining": ("diamond", FORESEEN), "promotion": ("star", GOOD), "alert": ("triangle", ALARM), "plan": ("square", QUIET)}
+_MARKS = {"retraining": ("diamond", FORESEEN), "promotion": ("star", GOOD), "alert": ("triangle", ALARM), "plan": ("square", QUIET),
+          "request": ("cross", QUIET)}
 
 
 def models_figure(
@@ -1121,25 +1130,24 @@ def models_figure(
 ) -> Any:  # a Bokeh figure
     "Versions as bars along the time they answered, and what was decided when."
     from bokeh.models import Range1d
+    from bokeh.transform import dodge
 
-    zone, events = _zone(site), happened[happened["kind"].isin(_MARKS)]
+    zone, events = _zone(site), happened[happened["kind"].isin(_MARKS) & ~happened["what"].str.startswith("keep")]
     known = sorted(set(spans["line"]))
     rows = [*known, *([words["all_lines"]] if (~events["subject"].isin(known)).any() else [])]
     first, last = _naive([since, until], zone)
     f = _figure(70 + 34 * max(len(rows), 1), y_range=rows[::-1], x_range=Range1d(first, last))
     for span in spans.assign(began=spans["began"].clip(lower=pd.Timestamp(since))).to_dict("records"):
         _bar(f, span, words, zone)
-        if span["role"] == "live" and span["ended"] - span["began"] > (until - since) / 8:
-            _name_bar(f, span, zone)
     for kind, (marker, colour) in _MARKS.items():
         mine = events[events["kind"] == kind]
         where = [s if s in known else words["all_lines"] for s in mine["subject"]]
         source = _source(at=_naive(mine["at"], zone), where=where, what=mine["what"].to_list(), kind=[words[kind]] * len(mine))
-        marks = f.scatter("at", "where", source=source, marker=marker, color=colour, size=11, line_color="white", line_width=0.8)
+        marks = f.scatter("at", dodge("where", 0.36, range=f.y_range), source=source, marker=marker, color=colour, size=11, line_color="white", line_width=0.8)
         _hover(f, [marks], [("@kind", "@what"), ("", "@at{%m-%d %H:%M}")], "mouse")
     return f
 
-# %% ../nbs/lib/18_dashboard.ipynb #5277ad67
+# %% ../nbs/lib/18_dashboard.ipynb #27ca9317
 def _bar(f: Any, span: Mapping[str, Any], words: Words, zone: ZoneInfo) -> None:
     "A version's time on a line."
     from bokeh.transform import dodge
@@ -1148,18 +1156,10 @@ def _bar(f: Any, span: Mapping[str, Any], words: Words, zone: ZoneInfo) -> None:
     live = span["role"] == "live"
     source = _source(at=[at], end=[end], line=[span["line"]], version=[span["version"]], role=[words[span["role"]]], who=[span["who"]], why=[span["why"]])
     y = "line" if live else dodge("line", -0.36, range=f.y_range)
-    bar = f.hbar(y=y, left="at", right="end", height=0.5 if live else 0.14, source=source, color=_BARS[span["role"]], alpha=0.35 if live else 0.8,
-                 line_color=_BARS[span["role"]])
+    bar = f.hbar(y=y, left="at", right="end", height=0.5 if live else 0.14, source=source, color=_BARS[span["role"]], alpha=0.85, line_color="white")
+    if live and end - at > (f.x_range.end - f.x_range.start) / 8:
+        f.text("at", "line", "version", source=source, text_color="white", text_font_size="12px", text_baseline="middle", x_offset=6)
     _hover(f, [bar], [("@role", "@version"), ("", "@at{%m-%d %H:%M}"), (words["who"], "@who"), (words["why"], "@why")], "mouse")
-
-# %% ../nbs/lib/18_dashboard.ipynb #45960355
-def _name_bar(f: Any, span: Mapping[str, Any], zone: ZoneInfo) -> None:
-    "The version's name on its bar."
-    from bokeh.models import InlineStyleSheet, Label
-
-    at, _ = _naive([span["began"], span["ended"]], zone)
-    f.add_layout(Label(x=at, y=span["line"], text=span["version"], text_font_size="12px", text_baseline="middle", x_offset=6,
-                       stylesheets=[InlineStyleSheet(css=_FIGURE_CSS)]))
 
 # %% ../nbs/lib/18_dashboard.ipynb #2114af91
 _SHARES = {"hybrid": LEVEL, "model": GOOD, "rules": FORESEEN, "cache": QUIET}
@@ -1247,8 +1247,8 @@ def alarms_section(
     said = tag("p", _text(words.say("alarms_said", n=len(board.runs(view)), shown=len(shown))), class_="soft")
     return [_heading(words, "alarms") + said + table_html(table, words)]
 
-# %% ../nbs/lib/18_dashboard.ipynb #10a8661b
-PERFORMANCE = {"mae_max_10": "mae_limit", "skill_max_10": 0, "balanced_accuracy_10": None, "event_recall": None, "false_per_day": None, "coverage": None,
+# %% ../nbs/lib/18_dashboard.ipynb #ef7f5c90
+PERFORMANCE = {"mae_max_10": "mae_limit", "skill_max_10": "skill_limit", "balanced_accuracy_10": None, "event_recall": None, "false_per_day": None, "coverage": None,
                "estimated_mae_max_10": "mae_limit"}  # figure of a check -> its limit
 _NUMBERS = ("mae_max_10", "skill_max_10", "event_recall", "false_per_day", "coverage", "psi_max", "share_fallback", "lag_min", "rows")
 
@@ -1269,7 +1269,7 @@ def performance_section(
     drawn = [daily_figure(figures, c, words, limit, site) for c, limit in PERFORMANCE.items() if c in figures and figures[c].notna().any()]
     return [_heading(words, "performance") + said + tag("div", *numbers, class_="numbers"), drawn]
 
-# %% ../nbs/lib/18_dashboard.ipynb #31dfded0
+# %% ../nbs/lib/18_dashboard.ipynb #6d91c786
 def drift_section(
     board: Board,
     view: View,
@@ -1283,14 +1283,14 @@ def drift_section(
     drawn = [daily_figure(figures, "psi_max", words, 0.25, site)] if "psi_max" in figures and figures["psi_max"].notna().any() else []
     if findings.empty:
         return [_heading(words, "drift"), *drawn, tag("p", _text(words["drift_none"]), class_="empty")]
-    shown = findings.head(most)
-    table = pd.DataFrame({"at": [clock_text(t, site)[:5] for t in shown["at"]], "line": shown["line"], "severity": shown["severity"],
-                          "what": [finding_text(f, words) for f in shown.to_dict("records")]})
-    legend = legend_html((_TONES[s], words[s]) for s in SEVERITIES)
+    said = pd.DataFrame({"at": [clock_text(t, site)[:5] for t in findings["at"]], "line": findings["line"], "severity": findings["severity"],
+                         "what": [finding_text(f, words) for f in findings.to_dict("records")]})
+    table = _lines_together(said, "line")[["at", "line", "severity", "what"]].head(most)
+    legend, span = legend_html((_TONES[s], words[s]) for s in SEVERITIES), (figures["at"].min() - timedelta(days=1), view.until)
     tones = {"critical": "bad", "warning": "warn", "info": ""}
-    return [_heading(words, "drift"), *drawn, legend, findings_figure(findings, words, site), table_html(table, words, tones)]
+    return [_heading(words, "drift"), *drawn, legend, findings_figure(findings, words, site, span), table_html(table, words, tones)]
 
-# %% ../nbs/lib/18_dashboard.ipynb #263a6f8e
+# %% ../nbs/lib/18_dashboard.ipynb #529370d0
 def models_section(
     board: Board,
     view: View,
@@ -1305,12 +1305,28 @@ def models_section(
     legend = legend_html([*((c, words[r]) for r, c in _BARS.items()), *((c, words[k]) for k, (_, c) in _MARKS.items())])
     since = min(view.since, view.until - timedelta(days=CHECKS_FROM_DAYS))
     parts += [legend, models_figure(spans, happened, words, since, view.until, site)]
+    rows = pd.concat([_told_once(happened), _deployed(spans, words)]).sort_values("at", ascending=False)
+    rows = rows.assign(at=[clock_text(t, site) for t in rows["at"]], kind=[words[k] for k in rows["kind"]])
+    return [*parts, table_html(_lines_together(rows, "subject").head(most)[["at", "kind", "subject", "who", "what"]], words)]
+
+
+def _told_once(happened: pd.DataFrame) -> pd.DataFrame:
+    "Decisions to keep a model are made every day: of each line only the newest is told."
+    keeps = happened["what"].str.startswith("keep")
+    return happened[~keeps | ~happened.assign(keeps=keeps).duplicated(["subject", "keeps"])]
+
+
+def _deployed(spans: pd.DataFrame, words: Words) -> pd.DataFrame:
+    "What was deployed, as decisions."
     what = [f"{words[r]}: {v} {w or ''}" for r, v, w in zip(spans["role"], spans["version"], spans["why"])]
     bars = spans.assign(kind="deployed", at=spans["began"], subject=spans["line"], what=what)
-    rows = pd.concat([happened, bars[["at", "kind", "subject", "who", "what"]]]).sort_values("at", ascending=False).head(most)
-    table = pd.DataFrame({"at": [clock_text(t, site) for t in rows["at"]], "kind": [words[k] for k in rows["kind"]], "subject": rows["subject"],
-                          "who": rows["who"], "what": rows["what"]})
-    return [*parts, table_html(table, words)]
+    return bars[["at", "kind", "subject", "who", "what"]]
+
+
+def _lines_together(table: pd.DataFrame, column: str) -> pd.DataFrame:
+    "Rows that differ in the line alone, as one."
+    others = [c for c in table if c != column]
+    return table.groupby(others, sort=False, as_index=False)[column].agg(lambda names: ", ".join(dict.fromkeys(names)))
 
 # %% ../nbs/lib/18_dashboard.ipynb #661b466f
 def service_numbers(
@@ -1329,7 +1345,7 @@ def service_numbers(
         log.info("the service does not tell its numbers: %s", e)
         return None
 
-# %% ../nbs/lib/18_dashboard.ipynb #2572fb9d
+# %% ../nbs/lib/18_dashboard.ipynb #667cff86
 def service_section(
     board: Board,
     view: View,
@@ -1343,7 +1359,8 @@ def service_section(
     lines = pd.DataFrame({"line": said["line"], "newest": [clock_text(t, board.site(n)) for t, n in zip(said["at"], said["line"])],
                           "source": [words[s] for s in said["source"]], "model": said["model"], "delay_s": said["delay_s"].map(number_text),
                           "notes": said["notes"]})
-    parts = [_heading(words, "service") + legend, [service_figure(service, words, site), delay_figure(board.delays(view), words, site)], table_html(lines, words)]
+    drawn = [service_figure(service, words, site), delay_figure(board.delays(view), words, site)]
+    parts = [_heading(words, "service") + legend, drawn, table_html(lines, words)]
     if board.service_address and not view.asked.until:
         paths = service_numbers(board.service_address)
         parts.append(tag("p", _text(words.say("service_silent", at=board.service_address)), class_="note") if paths is None else table_html(paths, words))
@@ -1425,7 +1442,7 @@ def section(
         self.draw(name)
     return self.columns[name]
 
-# %% ../nbs/lib/18_dashboard.ipynb #1fa881b4
+# %% ../nbs/lib/18_dashboard.ipynb #7f7e9d70
 @patch
 def draw(
     self: Live,
@@ -1433,7 +1450,7 @@ def draw(
 ) -> None:
     "Draw a section if what it shows has changed; an error is said in its place."
     view = self.view
-    state = (view.asked, *sorted(self.board.newest().items()), len(self.board.decisions(view.until - timedelta(days=CHECKS_FROM_DAYS), view.until)))
+    state = (view.asked, *sorted(self.board.newest().items()), len(self.board.checks(view)), len(self.board.happened(view)))
     if self.drawn.get(name) == state:
         return
     try:

@@ -290,28 +290,28 @@ def performance_table(
     parts = slice_table(truth, package.site, edges).drop(columns="line", errors="ignore")
     return _limits(_scores_of(told, truth, parts, package.intervals.model), base, len(rows) / 1440, params.spreads)
 
-# %% ../nbs/lib/18_monitor.ipynb #5cb37165
+# %% ../nbs/lib/18_monitor.ipynb #7f84071d
 _FLOOR = {"ks": 0.2, "wasserstein": 0.4}
 
 
-def _drift_row(of: str, name: str, kept: Mapping, values: np.ndarray, params: MonitorParams) -> dict:
-    "One column against its distribution."
+def _drift_row(of: str, name: str, kept: Mapping, values: np.ndarray, days: int, params: MonitorParams) -> dict:
+    "One column against its distribution, which so many days have made."
     found = effects(read_distribution(kept), values)
     row = {"of": of, "name": name} | found._asdict()
     for k, (mean, spread) in kept["days"].items():
-        row[f"{k}_limit"] = max(_FLOOR.get(k, params.max_psi), mean + params.spreads * spread)
+        row[f"{k}_limit"] = max(_FLOOR.get(k, params.max_psi), mean + control_width(1, days, days, params.spreads) * spread)
     return row | {"drifted": found.psi > row["psi_limit"] and found.ks > row.get("ks_limit", _FLOOR["ks"])}
 
-# %% ../nbs/lib/18_monitor.ipynb #eaa1d6db
+# %% ../nbs/lib/18_monitor.ipynb #e10bbd4d
 _DRIFT = ["of", "name", "psi", "ks", "wasserstein", "missing", "psi_limit", "ks_limit", "wasserstein_limit", "drifted", "shift", "carries"]
 
 
 def _drift_rows(of: str, table: pd.DataFrame, base: Mapping, left_out: set[str], params: MonitorParams) -> list[dict]:
     "All columns of a table that are in the baseline and rest on no bad sensor."
-    return [_drift_row(of, name, kept, table[name].to_numpy("float64"), params) for name, kept in base.items()
+    return [_drift_row(of, name, kept, table[name].to_numpy("float64"), base["days"], params) for name, kept in base.get(_TABLES_OF[of], {}).items()
             if name in table and not any(name == bad or name.startswith(f"{bad}_") for bad in left_out)]
 
-# %% ../nbs/lib/18_monitor.ipynb #bcce2fd6
+# %% ../nbs/lib/18_monitor.ipynb #392cc994
 _TABLES_OF = {"column": "columns", "feature": "features", "prediction": "predictions"}
 
 
@@ -324,7 +324,7 @@ def drift_table(
     params: MonitorParams,  # limits
 ) -> tuple[pd.DataFrame, Joint | None]:  # one row per column, feature, forecast; the distance of all columns together
     "How far the window lies from the baseline."
-    rows = [r for of, t in tables.items() if len(t) for r in _drift_rows(of, t, base.get(_TABLES_OF[of], {}), left_out, params)]
+    rows = [r for of, t in tables.items() if len(t) for r in _drift_rows(of, t, base, left_out, params)]
     table = pd.DataFrame(rows).reindex(columns=_DRIFT[:-2])
     joint, shifts = None, pd.Series(dtype="float64")
     if base and len(timestamps):
@@ -335,11 +335,11 @@ def drift_table(
     columns = table["name"].where(table["of"] == "column")
     return table.assign(shift=columns.map(shifts), carries=columns.map(carries)), joint
 
-# %% ../nbs/lib/18_monitor.ipynb #6a6ce6cf
+# %% ../nbs/lib/18_monitor.ipynb #bdaca9b5
 def _joint_limit(base: Mapping, params: MonitorParams) -> float:
     "How far an ordinary day may lie from the usual ones."
     mean, spread = base["joint"]["days"]
-    return max(mean + params.spreads * spread, 1.25)
+    return max(mean + control_width(1, base["days"], base["days"], params.spreads) * spread, 1.25)
 
 
 def capacity_table(
@@ -439,7 +439,7 @@ def review_queue(
     queue = _answered(queue, told, feedback)
     return queue.assign(open=queue["verdict"] == "").reindex(columns=_QUEUE)
 
-# %% ../nbs/lib/18_monitor.ipynb #7ba4a4e2
+# %% ../nbs/lib/18_monitor.ipynb #ddbf9769
 def _health_row(name: str, value: float, low: float = -np.inf, high: float = np.inf) -> dict:
     "A number with its limits."
     return {"name": name, "value": value, "low": low, "high": high, "outside": bool(value < low or value > high)}
@@ -458,7 +458,7 @@ def health_table(
     fallback = float((~told["source"].isin(["model", "hybrid"])).mean()) if len(told) else np.nan
     return pd.DataFrame([
         _health_row("observed_share", len(seen) / minutes, 1 - params.max_missing_share),
-        _health_row("answered_share", len(told) / max(len(seen), 1), 1 - params.max_fallback_share),
+        _health_row("answered_share", len(told) / len(seen) if len(seen) else np.nan, 1 - params.max_fallback_share),
         _health_row("share_fallback", fallback, high=params.max_fallback_share),
         _health_row("lag_min", float(lag.quantile(0.99)) if len(lag) else np.nan, high=params.max_lag_min)])
 
@@ -578,7 +578,7 @@ def _share_findings(drift: pd.DataFrame, far: bool) -> list[dict]:
                               f"Forecasts are distributed otherwise than before: {_named(told['name'])}.", high=worst["psi_limit"]))
     return found
 
-# %% ../nbs/lib/18_monitor.ipynb #79074107
+# %% ../nbs/lib/18_monitor.ipynb #53157a4b
 _JUDGED = (("skill", "max"), ("balanced_accuracy", "class"))
 
 
@@ -595,7 +595,8 @@ def _performance_findings(performance: pd.DataFrame) -> list[dict]:
                                   f"was {r['centre']:.3g}, and {'below ' if judged else 'above '}{r['low'] if judged else r['high']:.3g} is not usual.",
                                   r["low"], r["high"]))
         elif r["metric"] in ("ece", "coverage") and r["target"] in ("class", "max"):
-            found.append(_finding("calibration", name.replace("_class", ""), "warning", r["value"],
+            severity = "warning" if r["metric"] == "coverage" or (whole["metric"] == "ece").sum() == len(HORIZONS_MIN) else "info"
+            found.append(_finding("calibration", name.replace("_class", ""), severity, r["value"],
                                   f"{_words(r)} is {r['value']:.3g}; on the test block it was {r['centre']:.3g}.", r["low"], r["high"]))
     return found
 
@@ -869,7 +870,7 @@ def whole_days(
     edges = [(end - pd.DateOffset(days=i)).tz_convert("UTC").to_pydatetime() for i in range(days, -1, -1)]
     return list(zip(edges, edges[1:], strict=False))
 
-# %% ../nbs/lib/18_monitor.ipynb #4ec85b0b
+# %% ../nbs/lib/18_monitor.ipynb #1b80b94b
 def watched_packages(
     params: MonitorParams,  # which package, which lines
     folder: Path | str | None = None,  # of deployments; None: the settings'
@@ -877,7 +878,7 @@ def watched_packages(
     "Which lines are checked, and against which package."
     if params.package != "live":
         package = load_package(params.package)
-        return {line: package for line in params.lines or package.lines}
+        return dict.fromkeys(params.lines or package.lines, package)
     told = read_deployment(folder).lines
     wanted = {line: told[line].live for line in params.lines or told if line in told and told[line].live}
     loaded = {name: load_package(package_folder(name, folder)) for name in set(wanted.values())}

@@ -6,7 +6,7 @@
 __all__ = ['Rehearsal', 'hub_of', 'changed_at', 'set_up', 'play_day', 'day_text', 'play', 'daily_errors', 'timeline',
            'error_table', 'story_facts', 'write_story']
 
-# %% ../nbs/lib/18_rehearsal.ipynb #c54bd8ba
+# %% ../nbs/lib/18_rehearsal.ipynb #dc71f2e9
 import json, time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -35,7 +35,7 @@ from .plots import over_days
 from .retrain import load_policy
 from .schedule import Job, Worker, job_table, open_dues, run_due
 from .simulate import SCENARIOS, Saved, Simulator, simulate
-from .store import Store, observation_rows, open_store
+from .store import Store, observation_rows, open_store, telemetry_of
 
 # %% ../nbs/lib/18_rehearsal.ipynb #a993ce58
 @dataclass(frozen=True)
@@ -154,19 +154,19 @@ def play_day(
     _all_done(worker, jobs, due, sleep)
     return True
 
-# %% ../nbs/lib/18_rehearsal.ipynb #927e58b3
+# %% ../nbs/lib/18_rehearsal.ipynb #0596fec3
 def day_text(
     operation: Operation,  # knows what is on record
     due: datetime,  # half an hour after the day
 ) -> str:  # one line
     "What a day was like."
-    records = monitoring_records(operation.store, since=due).query("since >= @due - @pd.Timedelta(days=2)")
+    records = monitoring_records(operation.store, since=due)
     mae = np.nanmean([f.get("mae_max_10") or np.nan for f in records["figures"]] or [np.nan])
     found = sum(f["severity"] != "info" for findings in records["findings"] for f in findings)
     rows = pd.concat([operation.store.read("decisions", since=due, until=due + timedelta(minutes=1), kind=k) for k in ("retraining", "plan", "promotion")])
     return f"{due - timedelta(days=1):%Y-%m-%d}  MAE {mae:5.2f}  findings {found:3d}  " + "  ".join(rows["why"])
 
-# %% ../nbs/lib/18_rehearsal.ipynb #2ae0814d
+# %% ../nbs/lib/18_rehearsal.ipynb #22309bbc
 def play(
     played: Rehearsal,  # the piece
     folder: Path | str,  # where everything of it is kept; one that was begun goes on
@@ -189,7 +189,7 @@ def play(
         if play_day(operation, worker, hubs, due, sleep):
             say(day_text(operation, due))
             sleep(max(0.0, 86_400 / speed - (clock() - began)) if speed else 0.0)
-    errors = daily_errors(operation, played, hubs, load_package(folder / "first"), **hyper)
+    errors = daily_errors(operation, played, load_package(folder / "first"), **hyper)
     return write_story(folder, operation.store, played, errors)
 
 
@@ -220,11 +220,10 @@ def _forecast_by(model: "Forecaster", telemetry: pd.DataFrame) -> pd.DataFrame:
     "What a model says of each minute."
     return model.predict(build_features(telemetry, model.feature_set, load_site()))
 
-# %% ../nbs/lib/18_rehearsal.ipynb #0a204189
+# %% ../nbs/lib/18_rehearsal.ipynb #60f4e9c9
 def daily_errors(
     operation: Operation,  # keeps what was said
     played: Rehearsal,  # the piece
-    hubs: Mapping[str, pd.DataFrame],  # line -> telemetry of all days
     first: Package,  # the first model
     **hyper: Any,  # hyper-parameters of the reference
 ) -> pd.DataFrame:  # index: line, day; with_loop, left_alone, new_traffic (from the change on): MAE, jobs
@@ -232,7 +231,8 @@ def daily_errors(
     change, end = changed_at(played), played.begin + timedelta(days=played.days)
     wanted = played.reference and change and SCENARIOS[played.scenario].steps
     reference, found = _reference(played, **hyper) if wanted else None, {}
-    for line, rows in hubs.items():
+    for line in played.names:
+        rows = telemetry_of(operation.store.read("observations", line, played.begin - timedelta(hours=2), end))
         targets = outcome_table(operation.store, line, played.begin, end)
         table = pd.DataFrame({"with_loop": _by_day(kept_forecasts(operation.store, line, played.begin, end).dropna(subset="change_max_10"), targets),
                               "left_alone": _by_day(forecast_rows(first, rows).dropna(subset="change_max_10"), targets)})
@@ -241,7 +241,7 @@ def daily_errors(
         found[line] = table
     return pd.concat(found, names=["line", "day"])
 
-# %% ../nbs/lib/18_rehearsal.ipynb #fc185a93
+# %% ../nbs/lib/18_rehearsal.ipynb #f0f2f8ec
 _KINDS = {"alert": "noticed", "retraining": "decided", "plan": "cause", "promotion": "new model"}
 
 
@@ -265,7 +265,7 @@ def timeline(
             if said := _told(kind, row, detail):
                 rows.append((row["at"], row["subject"].partition("/")[0], what, said, detail.get("verdict", ""), row["subject"].partition("/")[2]))
     order = list(_KINDS.values())
-    found = pd.DataFrame(rows, columns=["at", "line", "what", "said", "verdict", "kind"])
+    found = pd.DataFrame(rows, columns=["at", "line", "what", "said", "verdict", "kind"]).astype({"at": "datetime64[us, UTC]"})
     return found.sort_values(["at", "what"], key=lambda s: s.map(order.index) if s.name == "what" else s, kind="stable", ignore_index=True)
 
 # %% ../nbs/lib/18_rehearsal.ipynb #b98ffb20

@@ -561,7 +561,7 @@ def record_plan(
     store.write("decisions", [row])
     return row["id"]
 
-# %% ../nbs/lib/18_retrain.ipynb #f370356c
+# %% ../nbs/lib/18_retrain.ipynb #06be7bfa
 def _cut(first: datetime, last: datetime, *shares: float) -> list[datetime]:
     "Where the last parts of a period begin."
     return [last - (last - first) * sum(shares[i:]) for i in range(len(shares))]
@@ -576,7 +576,8 @@ def _parts(plan: Plan) -> tuple[dict[str, list[str]], tuple, tuple]:
     if plan.keep_old and old_from - gap > plan.since:
         train.insert(0, (plan.since, old_from - gap, 1))
     times = {"train": [train[0][0], train[-1][1]], "valid": [valid_from, test_from - gap], "test": [test_from, plan.until - minute]}
-    return {n: [t.isoformat() for t in span] for n, span in times.items()}, (old_from, plan.changed - gap), tuple(train)
+    texts = {n: [t.isoformat() for t in span] for n, span in times.items()}
+    return texts, (old_from.isoformat(), (plan.changed - gap).isoformat()), tuple((a.isoformat(), b.isoformat(), n) for a, b, n in train)
 
 # %% ../nbs/lib/18_retrain.ipynb #a937b9e9
 def compose(

@@ -13,7 +13,7 @@ LAYERS = [
     {"api", "bento", "offline", "dashboard"}, {"integration"},
     {"monitor", "alerts"}, {"retrain"}, {"operate"}, {"rehearsal"},
     {"stages"}, {"provenance"}, {"plan"}, {"reports"}, {"compare"}, {"wire"}, {"kernel"}, {"warm"}, {"execute"}, {"runs"},
-    {"archive"}, {"grids"}, {"reproduce"}, {"workbench"}, {"serving"}, {"operating"}, {"cli"},
+    {"archive"}, {"grids"}, {"reproduce"}, {"workbench"}, {"maturity"}, {"serving"}, {"operating"}, {"cli"},
 ]
 HOMES = {"mlflow": {"registry"}, "papermill": {"execute"}, "matplotlib": {"plots"}, "bentoml": {"package"},
          "sqlalchemy": {"store"}, "optuna": {"develop"}, "jinja2": {"documents"},
