@@ -424,6 +424,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'amhs.dashboard._gauge': ('lib/dashboard.html#_gauge', 'amhs/dashboard.py'),
                                 'amhs.dashboard._heading': ('lib/dashboard.html#_heading', 'amhs/dashboard.py'),
                                 'amhs.dashboard._hover': ('lib/dashboard.html#_hover', 'amhs/dashboard.py'),
+                                'amhs.dashboard._keeps': ('lib/dashboard.html#_keeps', 'amhs/dashboard.py'),
                                 'amhs.dashboard._limit': ('lib/dashboard.html#_limit', 'amhs/dashboard.py'),
                                 'amhs.dashboard._limits': ('lib/dashboard.html#_limits', 'amhs/dashboard.py'),
                                 'amhs.dashboard._lines_together': ('lib/dashboard.html#_lines_together', 'amhs/dashboard.py'),

@@ -232,8 +232,8 @@ def _shifts_by_day(kept: Mapping, table: pd.DataFrame, timestamps: pd.DatetimeIn
     "The shifts of every whole day: one row a day, one column a column."
     return pd.DataFrame({d: day_shifts(kept, table[day == d], timestamps[day == d], site) for d in _whole_days(day)}).T
 
-# %% ../nbs/lib/14_baseline.ipynb #fa02fb12
-_LEAST_DAYS = 7  # of a baseline, to know how columns vary together
+# %% ../nbs/lib/14_baseline.ipynb #e408ff9a
+_LEAST_DAYS = 14  # of a baseline, to know how columns vary together: traffic differs from week to week, too
 _LEAST_SPREAD = 1e-3  # of a column's mean rank from day to day; steadier columns have a check of their own
 
 

@@ -460,7 +460,7 @@ class OfflineParams(StageParams):
     reasons: int = Field(ge=0)  # contributions named with each alarm
     store: Literal["none", "alarms", "all"]  # predictions that are also written to the store, role offline
 
-# %% ../nbs/lib/01_config.ipynb #1f47efec
+# %% ../nbs/lib/01_config.ipynb #f3a97f03
 class MonitorParams(StageParams):
     "12: what each line did, against what its package knows of itself."
 
@@ -471,6 +471,7 @@ class MonitorParams(StageParams):
     lines: tuple[str, ...]  # none: all that are deployed
     package: str  # live: what each line is deployed with; or the folder of a package
     spreads: float = Field(gt=0)  # control limits lie so many day-to-day spreads away, at least
+    drift_spreads: float = Field(gt=0)  # the same for drift
     min_rows: Count  # minutes with an outcome, to judge performance
     max_psi: float = Field(gt=0)  # population stability index below which no column has drifted
     max_missing_share: Share  # of a column, or of the minutes

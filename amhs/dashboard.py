@@ -214,7 +214,7 @@ def deployment_spans(
     found = pd.DataFrame(rows, columns=["line", "role", "version", "began", "ended", "who", "why"])
     return found.sort_values(["began", "line"], ignore_index=True)
 
-# %% ../nbs/lib/18_dashboard.ipynb #1a1353da
+# %% ../nbs/lib/18_dashboard.ipynb #2f52520d
 def decision_text(
     kind: str,  # of the decision
     why: str | None,  # as recorded
@@ -224,7 +224,7 @@ def decision_text(
     told = _detail(detail)
     first = next((str(told[k]) for k in ("title", "what", "verdict", "sentence", "text", "status", "cause") if isinstance(told.get(k), str | bool | int)), "")
     if kind == "retraining" and isinstance(told.get("retrain"), bool):
-        first = "retrain" if told["retrain"] else "keep"
+        first = "" if str(why).lower().startswith(("retrain", "keep")) else "retrain" if told["retrain"] else "keep"
     return ": ".join(filter(None, dict.fromkeys([first, why if isinstance(why, str) else ""])))[:400]
 
 # %% ../nbs/lib/18_dashboard.ipynb #a8358c45
@@ -1114,10 +1114,15 @@ def findings_figure(
         _hover(f, [marks], [("", "@at{%m-%d}"), (words["line"], "@line"), ("", "@what")], "mouse")
     return f
 
-# %% ../nbs/lib/18_dashboard.ipynb #d418ce90
+# %% ../nbs/lib/18_dashboard.ipynb #cad377ec
 _BARS = {"live": LEVEL, "canary": FORESEEN, "shadow": QUIET}
 _MARKS = {"retraining": ("diamond", FORESEEN), "promotion": ("star", GOOD), "alert": ("triangle", ALARM), "plan": ("square", QUIET),
           "request": ("cross", QUIET)}
+
+
+def _keeps(happened: pd.DataFrame) -> pd.Series:
+    "Which decisions are to go on with the model there is."
+    return happened["kind"].eq("retraining") & happened["what"].str.lower().str.startswith("keep")
 
 
 def models_figure(
@@ -1132,7 +1137,7 @@ def models_figure(
     from bokeh.models import Range1d
     from bokeh.transform import dodge
 
-    zone, events = _zone(site), happened[happened["kind"].isin(_MARKS) & ~happened["what"].str.startswith("keep")]
+    zone, events = _zone(site), happened[happened["kind"].isin(_MARKS) & ~_keeps(happened)]
     known = sorted(set(spans["line"]))
     rows = [*known, *([words["all_lines"]] if (~events["subject"].isin(known)).any() else [])]
     first, last = _naive([since, until], zone)
@@ -1247,8 +1252,9 @@ def alarms_section(
     said = tag("p", _text(words.say("alarms_said", n=len(board.runs(view)), shown=len(shown))), class_="soft")
     return [_heading(words, "alarms") + said + table_html(table, words)]
 
-# %% ../nbs/lib/18_dashboard.ipynb #ef7f5c90
-PERFORMANCE = {"mae_max_10": "mae_limit", "skill_max_10": "skill_limit", "balanced_accuracy_10": None, "event_recall": None, "false_per_day": None, "coverage": None,
+# %% ../nbs/lib/18_dashboard.ipynb #07c0fabb
+PERFORMANCE = {"mae_max_10": "mae_limit", "skill_max_10": "skill_limit", "balanced_accuracy_10": None, "event_recall": None, "false_per_day": None,
+               "coverage": None,
                "estimated_mae_max_10": "mae_limit"}  # figure of a check -> its limit
 _NUMBERS = ("mae_max_10", "skill_max_10", "event_recall", "false_per_day", "coverage", "psi_max", "share_fallback", "lag_min", "rows")
 
@@ -1268,6 +1274,12 @@ def performance_section(
     said = tag("p", _text(words.say("checked", at=clock_text(last["at"].iloc[0], site), n=len(last))), class_="soft")
     drawn = [daily_figure(figures, c, words, limit, site) for c, limit in PERFORMANCE.items() if c in figures and figures[c].notna().any()]
     return [_heading(words, "performance") + said + tag("div", *numbers, class_="numbers"), drawn]
+
+# %% ../nbs/lib/18_dashboard.ipynb #886ace87
+def _lines_together(table: pd.DataFrame, column: str) -> pd.DataFrame:
+    "Rows that differ in the line alone, as one."
+    others = [c for c in table if c != column]
+    return table.groupby(others, sort=False, as_index=False)[column].agg(lambda names: ", ".join(dict.fromkeys(names)))
 
 # %% ../nbs/lib/18_dashboard.ipynb #6d91c786
 def drift_section(
@@ -1290,7 +1302,7 @@ def drift_section(
     tones = {"critical": "bad", "warning": "warn", "info": ""}
     return [_heading(words, "drift"), *drawn, legend, findings_figure(findings, words, site, span), table_html(table, words, tones)]
 
-# %% ../nbs/lib/18_dashboard.ipynb #529370d0
+# %% ../nbs/lib/18_dashboard.ipynb #52c27309
 def models_section(
     board: Board,
     view: View,
@@ -1312,7 +1324,7 @@ def models_section(
 
 def _told_once(happened: pd.DataFrame) -> pd.DataFrame:
     "Decisions to keep a model are made every day: of each line only the newest is told."
-    keeps = happened["what"].str.startswith("keep")
+    keeps = _keeps(happened)
     return happened[~keeps | ~happened.assign(keeps=keeps).duplicated(["subject", "keeps"])]
 
 
@@ -1321,12 +1333,6 @@ def _deployed(spans: pd.DataFrame, words: Words) -> pd.DataFrame:
     what = [f"{words[r]}: {v} {w or ''}" for r, v, w in zip(spans["role"], spans["version"], spans["why"])]
     bars = spans.assign(kind="deployed", at=spans["began"], subject=spans["line"], what=what)
     return bars[["at", "kind", "subject", "who", "what"]]
-
-
-def _lines_together(table: pd.DataFrame, column: str) -> pd.DataFrame:
-    "Rows that differ in the line alone, as one."
-    others = [c for c in table if c != column]
-    return table.groupby(others, sort=False, as_index=False)[column].agg(lambda names: ", ".join(dict.fromkeys(names)))
 
 # %% ../nbs/lib/18_dashboard.ipynb #661b466f
 def service_numbers(
@@ -1390,7 +1396,7 @@ def part_of(
         return pn.Column(*map(part_of, part), sizing_mode="stretch_width", margin=0, stylesheets=[_GRID_CSS], css_classes=["two"] if len(part) == 2 else [])
     return pn.pane.Bokeh(part, sizing_mode="stretch_width", margin=0)
 
-# %% ../nbs/lib/18_dashboard.ipynb #f54e1654
+# %% ../nbs/lib/18_dashboard.ipynb #66ea9f50
 class Live:
     "A page of one reader."
 
@@ -1405,8 +1411,8 @@ class Live:
         names = {self.words["all_lines"]: "", **{n: n for n in board.lines()}}
         spans = {self.words.say("hours_of" if h < 48 else "days_of", n=h if h < 48 else h // 24): float(h) for h in SPANS_H}
         look = {"stylesheets": [_WIDGET_CSS], "margin": 0}
-        self.line = pn.widgets.Select(name=self.words["line"], options=names, value=asked.line if asked.line in names.values() else "", width=190, **look)
-        self.hours = pn.widgets.RadioButtonGroup(name=self.words["span"], options=spans, value=asked.hours if asked.hours in spans.values() else 24.0, **look)
+        self.line = pn.widgets.Select(label=self.words["line"], options=names, value=asked.line if asked.line in names.values() else "", width=190, **look)
+        self.hours = pn.widgets.RadioButtonGroup(label=self.words["span"], options=spans, value=asked.hours if asked.hours in spans.values() else 24.0, **look)
         self.head = pn.pane.HTML("", stylesheets=[_PART_CSS], sizing_mode="stretch_width", margin=0)
         self.drawn: dict[str, tuple] = {}  # section -> what it was drawn from
         self.columns: dict[str, Any] = {}

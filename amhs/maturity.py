@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['ROWS', 'Installation', 'Check', 'run_checks', 'maturity_scores', 'maturity_page', 'write_maturity']
 
-# %% ../nbs/lib/24_maturity.ipynb #bf6f9e5c
-import json, tempfile
+# %% ../nbs/lib/24_maturity.ipynb #6a7534b7
+import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
@@ -17,13 +16,13 @@ from typing import NamedTuple
 import pandas as pd
 
 from .alerts import FileChannel, alerts_of, send
-from .config import PARAMS, load_params, load_site, settings
-from .core import AmhsError, ParameterError, atomic_path, read_json
+from .config import load_params, load_site, settings
+from .core import AmhsError, ParameterError, atomic_path
 from .deployment import assign, deployment_history, package_folder, read_deployment, rollback
 from .evaluate import split_leaks
 from .inference import Package, load_package
 from .monitor import join_outcomes
-from .pages import cell_text, markdown_html, markdown_table, page
+from .pages import markdown_html, markdown_table, page
 from .retrain import FINDING_COLUMNS, Facts, decide, load_policy, promotion
 from .simulate import simulate
 from .stages import GOOD, PIPELINES, STAGES, check_notebook, check_templates, find_stage, list_runs, stage_home, stage_manifest
@@ -100,7 +99,7 @@ def _criteria(seen: Installation) -> list[str]:
     "The criteria that a run was judged by."
     return [g["name"] for g in seen.manifests.get("evaluate", {}).get("gates", []) if g["name"] != "leaks"] or ["criteria"]
 
-# %% ../nbs/lib/24_maturity.ipynb #a3cfb49d
+# %% ../nbs/lib/24_maturity.ipynb #1b6f2f23
 def _typed(seen: Installation) -> tuple[bool, str]:
     try:
         load_params("train", sets={"train.tres": 5})
@@ -112,7 +111,8 @@ def _typed(seen: Installation) -> tuple[bool, str]:
 def _findings(kind: str) -> pd.DataFrame:
     "Three days of findings of a kind."
     days = pd.date_range("2026-03-01", periods=3, tz="UTC")
-    return pd.DataFrame({"day": days, "line": "HUB1", "kind": kind, "name": "x", "severity": "warning", "since": days, "what": ""}, columns=list(FINDING_COLUMNS))
+    found = {"day": days, "line": "HUB1", "kind": kind, "name": "x", "severity": "warning", "since": days, "what": ""}
+    return pd.DataFrame(found, columns=list(FINDING_COLUMNS))
 
 
 _NOW = datetime(2026, 3, 4, 1, tzinfo=UTC)

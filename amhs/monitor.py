@@ -290,7 +290,7 @@ def performance_table(
     parts = slice_table(truth, package.site, edges).drop(columns="line", errors="ignore")
     return _limits(_scores_of(told, truth, parts, package.intervals.model), base, len(rows) / 1440, params.spreads)
 
-# %% ../nbs/lib/18_monitor.ipynb #7f84071d
+# %% ../nbs/lib/18_monitor.ipynb #19772a50
 _FLOOR = {"ks": 0.2, "wasserstein": 0.4}
 
 
@@ -299,7 +299,7 @@ def _drift_row(of: str, name: str, kept: Mapping, values: np.ndarray, days: int,
     found = effects(read_distribution(kept), values)
     row = {"of": of, "name": name} | found._asdict()
     for k, (mean, spread) in kept["days"].items():
-        row[f"{k}_limit"] = max(_FLOOR.get(k, params.max_psi), mean + control_width(1, days, days, params.spreads) * spread)
+        row[f"{k}_limit"] = max(_FLOOR.get(k, params.max_psi), mean + control_width(1, days, days, params.drift_spreads) * spread)
     return row | {"drifted": found.psi > row["psi_limit"] and found.ks > row.get("ks_limit", _FLOOR["ks"])}
 
 # %% ../nbs/lib/18_monitor.ipynb #e10bbd4d
@@ -335,11 +335,11 @@ def drift_table(
     columns = table["name"].where(table["of"] == "column")
     return table.assign(shift=columns.map(shifts), carries=columns.map(carries)), joint
 
-# %% ../nbs/lib/18_monitor.ipynb #bdaca9b5
+# %% ../nbs/lib/18_monitor.ipynb #0c8748ba
 def _joint_limit(base: Mapping, params: MonitorParams) -> float:
     "How far an ordinary day may lie from the usual ones."
     mean, spread = base["joint"]["days"]
-    return max(mean + control_width(1, base["days"], base["days"], params.spreads) * spread, 1.25)
+    return max(mean + control_width(1, base["days"], base["days"], params.drift_spreads) * spread, 1.25)
 
 
 def capacity_table(

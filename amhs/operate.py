@@ -407,7 +407,7 @@ def jobs_of(
              job("decide", judge_lines, after=("check",)), job("retrain", retrain_lines, after=("decide",), tries=3)]
     return found if keep else [*found, job("expire", expire, 1440, "latest", ("decide",))]
 
-# %% ../nbs/lib/18_operate.ipynb #60058564
+# %% ../nbs/lib/18_operate.ipynb #41cd006a
 def pipeline_command(
     operation: Operation,  # says how big, how nice
     line: str,  # a hub
@@ -417,7 +417,8 @@ def pipeline_command(
     run_id = f"retrain-{line}-{due:%Y%m%d-%H%M}"
     again = ["--resume", run_id] if (settings().runs / run_id / "run.json").is_file() else ["--run-id", run_id]
     amhs = str(Path(sys.executable).with_name("amhs"))
-    return ["nice", "-n", str(operation.params.nice), amhs, "run", "retrain", "--profile", operation.params.profile, "--set", f"redesign.line={line}", *again]
+    sets = [w for s in ("data.source=store", f"redesign.line={line}", f"promotion.lines=[{line}]") for w in ("--set", s)]
+    return ["nice", "-n", str(operation.params.nice), amhs, "run", "retrain", "--profile", operation.params.profile, *sets, *again]
 
 # %% ../nbs/lib/18_operate.ipynb #8422074d
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "MKL_NUM_THREADS")

@@ -294,7 +294,7 @@ def broken_minutes(
     table.loc["minutes"] = [0.0, missing_share(part)]
     return table.assign(share=table.sum(axis=1)).rename_axis("column").sort_values("share", ascending=False)
 
-# %% ../nbs/lib/18_retrain.ipynb #7f0f7ca8
+# %% ../nbs/lib/18_retrain.ipynb #f0143123
 _MOST_BROKEN = 0.03  # minutes times sensors; a few minutes a day are everyday life
 
 
@@ -303,7 +303,8 @@ def _quality_test(telemetry: pd.DataFrame, since: pd.Timestamp) -> dict:
     before, after = broken_minutes(telemetry, until=since)["share"], broken_minutes(telemetry, since)["share"]
     more = (after - before.reindex(after.index).fillna(0)).clip(lower=0)
     worst = more[more > 0.002].sort_values(ascending=False)
-    return _test("data_quality", more.sum(), _MOST_BROKEN, worst.index[:5], "share of minutes with a stuck or silent sensor, or without a row, more than before")
+    what = "share of minutes with a stuck or silent sensor, or without a row, more than before"
+    return _test("data_quality", more.sum(), _MOST_BROKEN, worst.index[:5], what)
 
 # %% ../nbs/lib/18_retrain.ipynb #9d864176
 _CAPACITY_MOVED = 0.05  # of the usual value
@@ -376,7 +377,7 @@ def moved(
     found = (new.median() - old.median()) / spread.clip(lower=1e-3)
     return found.reindex(found.abs().sort_values(ascending=False).index).rename("moved").rename_axis("column")
 
-# %% ../nbs/lib/18_retrain.ipynb #1894ea25
+# %% ../nbs/lib/18_retrain.ipynb #ea3ab623
 _CONCEPT_MOVED, _PACE_MOVED = 2.6, 0.7  # spreads of a block
 
 
@@ -387,7 +388,7 @@ def _concept_tests(telemetry: pd.DataFrame, since: pd.Timestamp) -> list[dict]:
     pace = found.drop(outcome.index)
     loud = [c for c in outcome.index if abs(outcome[c]) > _CONCEPT_MOVED / 2]
     return [_test("concept_change", outcome.abs().max(), _CONCEPT_MOVED, loud[:5], "move of queue and flows, given the hub's state"),
-            _test("covariate_shift", float(np.sqrt((pace.clip(-20, 20) ** 2).mean())), _PACE_MOVED, pace.index[:5], "move of load and pace, given the hub's state")]
+            _test("covariate_shift", np.sqrt((pace.clip(-20, 20) ** 2).mean()), _PACE_MOVED, pace.index[:5], "move of load and pace, given the hub's state")]
 
 # %% ../nbs/lib/18_retrain.ipynb #b50ed82c
 def _shift(values: pd.DataFrame, is_new: np.ndarray, minutes: np.ndarray) -> pd.Series:
@@ -812,7 +813,7 @@ def monitoring_rows(
     "What monitoring recorded."
     return store.read("decisions", kind="monitoring")
 
-# %% ../nbs/lib/18_retrain.ipynb #96a718e0
+# %% ../nbs/lib/18_retrain.ipynb #0b9dd833
 def situation_table(
     known: Mapping[str, Situation],  # from `situations`
 ) -> pd.DataFrame:  # one row per line: now, model, trained until, new rows, checks, findings, retrainings
@@ -820,7 +821,8 @@ def situation_table(
     rows = {line: {"now": f"{s.facts.now:%Y-%m-%d %H:%M}", "model": s.model or "–",
                    "trained_until": f"{s.facts.last_trained:%Y-%m-%d %H:%M}" if s.facts.last_trained else "–", "new_rows": s.facts.new_rows,
                    "checks": len(s.days), "found": len(s.findings), "retrainings": len(s.facts.retrainings)} for line, s in known.items()}
-    return pd.DataFrame.from_dict(rows, orient="index", columns=["now", "model", "trained_until", "new_rows", "checks", "found", "retrainings"]).rename_axis("line")
+    columns = ["now", "model", "trained_until", "new_rows", "checks", "found", "retrainings"]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("line")
 
 
 def evidence_table(
