@@ -64,7 +64,7 @@ def notebook(self: Stage) -> str:
     "The stage's notebook, from the project's folder."
     return f"nbs/stages/{self.folder}.ipynb"
 
-# %% ../nbs/lib/19_stages.ipynb #7425d919
+# %% ../nbs/lib/19_stages.ipynb #647aaec4
 STAGES: tuple[Stage, ...] = (
     Stage("01", "business", "Business definition", "비즈니스 정의", outputs=("scope.json", "criteria.json"), gates=("history_days",),
           deliverables=(Deliverable("requirements", "Requirements definition", "요구사항 정의서"),
@@ -90,7 +90,8 @@ STAGES: tuple[Stage, ...] = (
           deliverables=(Deliverable("deployment_package", "Deployment package", "배포 모델 패키지"),),
           gates=("parity", "replay", "latency"), reenter="develop", may_read=("redesign",)),
     Stage("09", "integration", "Integration test and deployment", "통합 테스트 및 배포", ("business", "data", "evaluate", "inference"),
-          ("amhs.bento", "deployment.json"), gates=("bento", "contract", "refusals", "acceptance", "replay", "load", "rollback"), reenter="inference", may_read=("redesign",),
+          ("amhs.bento", "deployment.json"), gates=("bento", "contract", "refusals", "acceptance", "replay", "load", "rollback"), reenter="inference",
+          may_read=("redesign",),
           deliverables=(Deliverable("integration_report", "Integration report", "통합 테스트 보고서"),
                         Deliverable("deployment_record", "Deployment record", "배포 기록서"))),
     Stage("11", "offline", "Offline inference", "오프라인 추론", (), ("summary.json",), optional=("predictions",), gates=("answered",),
