@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['app', 'runs_app', 'models_app', 'CHECKS', 'papermill_habits', 'main', 'show_table', 'parse_assignments',
-           'complete_run', 'run', 'simulate', 'import_', 'stages', 'report', 'lab', 'open_', 'runs_ls', 'runs_show',
-           'runs_compare', 'runs_gc', 'runs_export', 'runs_reproduce', 'models_ls', 'models_show', 'models_card',
-           'models_promote', 'models_rollback', 'models_diff', 'models_history', 'models_fetch', 'models_sync', 'Check',
-           'check_python', 'check_packages', 'check_library', 'check_stages', 'check_folders', 'check_kernel',
-           'check_machine', 'check_gpu', 'doctor']
+           'complete_run', 'run', 'simulate', 'import_', 'maturity', 'stages', 'report', 'lab', 'open_', 'runs_ls',
+           'runs_show', 'runs_compare', 'runs_gc', 'runs_export', 'runs_reproduce', 'models_ls', 'models_show',
+           'models_card', 'models_promote', 'models_rollback', 'models_diff', 'models_history', 'models_fetch',
+           'models_sync', 'Check', 'check_python', 'check_packages', 'check_library', 'check_stages', 'check_folders',
+           'check_kernel', 'check_machine', 'check_gpu', 'doctor']
 
 # %% ../nbs/lib/25_cli.ipynb #f554d9d7
 import os, sys
@@ -114,10 +114,10 @@ def _speak(lang: str | None, resume: str | None) -> None:
     if lang:
         os.environ["AMHS_LANG"] = lang
 
-# %% ../nbs/lib/25_cli.ipynb #5d081487
+# %% ../nbs/lib/25_cli.ipynb #2105b6a6
 @app.command()
 def run(
-    pipeline: Annotated[str, typer.Argument(help="Which pipeline: develop.")] = "develop",  # a name in PIPELINES
+    pipeline: Annotated[str, typer.Argument(help="Which pipeline: develop, retrain or operate.")] = "develop",  # a name in PIPELINES
     profile: Annotated[str, typer.Option(help="How big: smoke, demo or full.")] = "demo",  # a name in params/profiles
     sets: Annotated[list[str] | None, _SETS] = None,  # "stage.name=value" each
     first: Annotated[str | None, _FIRST] = None,  # a stage's name or number
@@ -138,7 +138,7 @@ def run(
     "Run what has changed of a pipeline, and leave its report in runs/."
     _speak(lang, resume)
     question = [pipeline, profile, sets, first, last, file and [str(file), answers.stamp(file)]]
-    plain = not (resume or run_id or force or plan or grid)
+    plain = pipeline == "develop" and not (resume or run_id or force or plan or grid)
     if plain and (known := answers.recall(question)):
         _end_run(**known)
     from amhs.plan import plan_run
@@ -148,6 +148,7 @@ def run(
         _show_plan(plan_run(**asked), as_json)
         return
     result = _carried_out(asked, run_id, parse_assignments(grid or ()), _manner(jobs, isolated, timeout_s, memory_mb))
+    _follow(asked["pipeline"], result)
     if plain:
         _remember(question, result)
     _end_run((_grid_text if grid else _run_text)(result), result.exit_code)
@@ -188,6 +189,16 @@ def _carried_out(asked: dict[str, Any], run_id: str | None, grid: dict[str, str]
     if grid:
         return run_grid(grid, asked, run_id, manner)
     return run_pipeline(**asked, run_id=run_id, manner=manner)
+
+# %% ../nbs/lib/25_cli.ipynb #6f702a9b
+def _follow(pipeline: str, result: Any) -> None:
+    "Have the registry know of a promotion that a retraining decided; it is told, never an error: who answers is settled already."
+    from amhs.config import settings
+
+    if pipeline == "retrain" and settings().registry not in ("", "off"):
+        from amhs.retrain import champion_follows
+
+        print(champion_follows(result.folder))
 
 # %% ../nbs/lib/25_cli.ipynb #817b6d06
 def _run_text(result: Any) -> str:
@@ -281,6 +292,16 @@ def import_(
     for what, names in (("Not in these files", found.missing), ("Not in the profile", found.unknown)):
         if names:
             print(f"{what}: {', '.join(names)}")
+
+# %% ../nbs/lib/25_cli.ipynb #cac75b99
+@app.command()
+def maturity() -> None:
+    "Score the installation from 1 to 5 in five rows, by checks that run, and write the page."
+    from amhs.maturity import write_maturity
+
+    page, scores = write_maturity()
+    show_table(scores.reset_index().round(1).to_dict("records"), "Maturity, of 5")
+    print(f"Page: {page}")
 
 # %% ../nbs/lib/25_cli.ipynb #f46a1075
 @app.command()

@@ -10,9 +10,9 @@ __all__ = ['FINDING_COLUMNS', 'QUALITY', 'DRIFT', 'WORSE', 'CAUSES', 'load_polic
            'policy_of', 'policy_table', 'Situation', 'trained_until', 'facts_of', 'situations', 'monitoring_rows',
            'situation_table', 'evidence_table', 'verdict_table', 'verdict_rows', 'Asked', 'asked_for', 'package_in_use',
            'finding_table', 'test_table', 'carriers', 'hand_over', 'read_plan', 'read_comparisons', 'comparison_rows',
-           'concluded', 'take_over', 'outcome_table']
+           'concluded', 'take_over', 'champion_follows', 'outcome_table']
 
-# %% ../nbs/lib/18_retrain.ipynb #a21a46e9
+# %% ../nbs/lib/18_retrain.ipynb #7466f74c
 import json, operator, shutil, tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,10 +26,10 @@ import pandas as pd
 from fastcore.basics import patch
 
 from amhs.config import (
-    PURGE_GAP_MIN, Criteria, Frozen, InferenceParams, Policy, PromotionParams, RedesignParams, Site, TriggerParams, checked, load_params, load_site,
-    read_yaml, settings,
+    PURGE_GAP_MIN, TARGETS, Criteria, Frozen, InferenceParams, Policy, PromotionParams, RedesignParams, Site, TriggerParams, checked, load_params,
+    load_site, read_yaml, settings,
 )
-from .core import InputError, atomic_path, read_json, sha256_json, write_json
+from .core import AmhsError, InputError, atomic_path, read_json, sha256_json, write_json
 from .deployment import add_package, deploy, package_folder, read_deployment
 from amhs.develop import (
     NO_TRUTH, Labelled, comparison_gates, comparison_table, fitted, four_comparisons, missing_share, package_model, save_labelled,
@@ -920,7 +920,7 @@ def carriers(
     since = cause.since if cause.since is not None else telemetry["timestamp"].max() - pd.Timedelta(days=new_days)
     return moved(telemetry[telemetry["timestamp"] >= since - pd.Timedelta(days=old_days)].reset_index(drop=True), since)
 
-# %% ../nbs/lib/18_retrain.ipynb #f3d9d832
+# %% ../nbs/lib/18_retrain.ipynb #dc719876
 def hand_over(
     plan: Plan,  # from `design`
     data: Labelled,  # from `compose`
@@ -955,7 +955,8 @@ def comparison_rows(
 ) -> pd.DataFrame:  # errors and class numbers of all horizons, for people
     "The four comparisons at length."
     shown = comparisons[comparisons["metric"].isin(["mae", "rmse", "skill", "r2_change", "balanced_accuracy", "surge_recall", "log_loss"])]
-    return shown.drop(columns="n").set_index("data")
+    named = shown.assign(target=[f"change_{t}" if t in TARGETS else t for t in shown["target"]])
+    return named.drop(columns="n").set_index("data")
 
 # %% ../nbs/lib/18_retrain.ipynb #70775421
 def concluded(
@@ -972,7 +973,7 @@ def concluded(
         return Promotion("wait", f"Told only, as asked. {found.sentence}")
     return found
 
-# %% ../nbs/lib/18_retrain.ipynb #4c157895
+# %% ../nbs/lib/18_retrain.ipynb #ad311c75
 def take_over(
     store: Any,  # an open `Store`
     found: Promotion,  # from `concluded`
@@ -993,6 +994,26 @@ def take_over(
     for line in lines:
         record_promotion(store, found, comparisons, line, (old.version, new.version if new else ""), plan.until, who=run_id)
     return {"verdict": found.verdict, "sentence": found.sentence, "current": old.version, "new": new.version if new else "", "lines": lines}
+
+
+def champion_follows(
+    run: Path | str,  # folder of a retraining's run
+) -> str:  # one line to show; empty: nothing to say
+    "Give the registry's version the alias that a promotion stands for; said in a line, never an error."
+    path = Path(run) / "15_promotion/artefacts/promotion.json"
+    record = read_json(path) if path.is_file() else {"verdict": ""}
+    if record["verdict"] not in ("promote", "wait"):
+        return ""
+    from amhs.registry import list_versions, promote
+
+    try:
+        known = list_versions()
+        own = known[known["run"].eq(Path(run).name)].iloc[0]
+        alias = "champion" if record["verdict"] == "promote" else "challenger"
+        version = promote(f"{own['model']}/{own['version']}", alias, why=record["sentence"], who="retraining")
+        return f"In the registry: {version} is {alias}."
+    except (AmhsError, LookupError) as e:
+        return f"The registry does not know of this promotion: {e}"
 
 
 def outcome_table(

@@ -7,16 +7,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from amhs import retrain
+from amhs import retrain, runs
 from amhs.config import load_params
-from amhs.core import InputError, ParameterError
+from amhs.core import InputError, ParameterError, read_json
 from amhs.deployment import deploy, read_deployment, rollback
 from amhs.develop import fitted, four_comparisons, package_model
 from amhs.inference import load_package
 from amhs.model import make_model
 from amhs.retrain import FINDING_COLUMNS, Facts, Plan, decide, design, find_cause, promotion
 from amhs.simulate import simulate
-from amhs.store import open_store
+from amhs.store import observation_rows, open_store
 
 NOW = datetime(2026, 3, 10, 1, tzinfo=UTC)
 DAY = pd.Timedelta(days=1)
@@ -113,7 +113,7 @@ def test_decisions_are_kept_once_whatever_they_were(tmp_path):
         for _ in range(2):
             retrain.record_verdict(store, keep, "HUB1", NOW)
             retrain.record_verdict(store, again, "HUB2", NOW)
-        rows = store.read("decisions", kind="retraining").set_index("subject")
+        rows = store.read("decisions", kind="retraining").sort_values("subject")
     assert len(rows) == 2 and [json.loads(d)["retrain"] for d in rows["detail"]] == [False, True]
 
 
@@ -254,3 +254,41 @@ def test_the_labelled_set_of_a_plan_survives_the_disk(round_trip, tmp_path):
     data = retrain.compose(telemetry, plan, live.site)
     again = load_labelled(save_labelled(tmp_path / "labelled", data))
     assert (again.learn, again.old_test, again.times) == (data.learn, data.old_test, data.times)
+
+
+# ---- the pipeline
+
+@pytest.mark.full
+def test_the_pipeline_retrains_from_the_store_and_puts_the_better_model_in_charge(tmp_path, monkeypatch):
+    "Thirteen days as before, three with a new route; monitoring complained; the model in use knows the first week."
+    for name in ("runs", "data", "deployed"):
+        monkeypatch.setenv(f"AMHS_{name.upper()}", str(tmp_path / name))
+    monkeypatch.setenv("AMHS_STORE", f"sqlite:///{tmp_path}/store.sqlite")
+    telemetry = simulate(24, 1, "new-route").telemetry
+    start, quiet = telemetry["timestamp"].iloc[0], runs.Manner(show=runs.Reporter(lambda line: None))
+    learnt = Plan(cause="none", retrain=True, since=start, until=start + 7 * DAY, changed=start + 3 * DAY)
+    data = retrain.compose(telemetry.iloc[: 7 * 1440], learnt)
+    model = fitted(data, make_model("hub", feature_set="v8", trees=30, depth=4, learning_rate=0.3, early_stopping=8))
+    quick = load_params("inference", "smoke").model_copy(update={"engines": ("forest",), "timing_repeats": 20})
+    confirmed = package_model(tmp_path / "confirmed", model, data, retrain._as_gates(four_comparisons(model, model, data, n_draws=5)), 1)
+    deploy(retrain.pack(tmp_path / "live", confirmed, model, data, load_params("business").criteria, quick, 1), ["HUB1"])
+    until = start + 15 * DAY
+    with open_store() as store:
+        store.write("observations", observation_rows(telemetry[telemetry["timestamp"] < until], until.to_pydatetime()))
+        for day in (12, 13, 14):
+            first = start + day * DAY
+            told = {"kind": "performance", "name": "mae_max_10", "severity": "warning", "value": 9.0, "since": (start + 12 * DAY).isoformat(), "what": "worse"}
+            detail = json.dumps({"window": [first.isoformat(), (first + DAY).isoformat()], "findings": [told]})
+            store.write("decisions", [{"id": f"m{day}", "at": (first + DAY).to_pydatetime(), "kind": "monitoring", "subject": "HUB1", "detail": detail}])
+    triggered = runs.run_pipeline("operate", "smoke", first="trigger", last="trigger", manner=quiet)
+    assert triggered.exit_code == 0, runs.failure_report(triggered)
+    assert runs.run_pipeline("develop", "smoke", last="business", manner=quiet).exit_code == 0
+    again = runs.run_pipeline("retrain", "smoke", run_id="again", manner=quiet)
+    assert again.exit_code == 0, again.verdict
+    decided = read_json(again.folder / "14_redesign/artefacts/plan.json"), read_json(again.folder / "15_promotion/artefacts/promotion.json")
+    assert decided[0]["cause"] == "concept_change" and decided[1]["verdict"] == "promote"
+    line = read_deployment().lines["HUB1"]
+    assert (line.live, line.previous) == (decided[1]["new"], decided[1]["current"])
+    with open_store() as store:
+        assert {"monitoring", "retraining", "plan", "promotion"} <= set(store.read("decisions")["kind"])
+    assert not runs.run_pipeline("retrain", "smoke", last="evaluate", manner=quiet).executed, "nothing new was observed: nothing runs again"
