@@ -1466,7 +1466,7 @@ def draw(
         parts = [_heading(self.words, name) + tag("p", _text(e), class_="note")]
     self.columns[name].objects, self.drawn[name] = [part_of(p) for p in parts], state
 
-# %% ../nbs/lib/18_dashboard.ipynb #48fac425
+# %% ../nbs/lib/18_dashboard.ipynb #63a8184f
 @patch
 def refresh(self: Live, *_: Any) -> None:
     "Draw what changed, and have the address follow."
@@ -1476,8 +1476,19 @@ def refresh(self: Live, *_: Any) -> None:
     self.head.object = head_html(self.board, view, self.words)
     if pn.state.location and pn.state.location.search != address(self.asked).rstrip("?"):
         pn.state.location.search = address(self.asked).rstrip("?")
-    for name in self.columns:
-        self.draw(name)
+    self._draw_next(list(self.columns), pn.state.curdoc)
+
+
+@patch
+def _draw_next(self: Live, names: list[str], document: Any) -> None:
+    "Draw section after section; on a server other readers have their turn in between."
+    if not names:
+        return
+    self.draw(names[0])
+    if document is None:
+        self._draw_next(names[1:], None)
+    else:
+        document.add_timeout_callback(lambda: self._draw_next(names[1:], document), 10)
 
 # %% ../nbs/lib/18_dashboard.ipynb #b18292d1
 @patch

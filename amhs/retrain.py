@@ -442,13 +442,21 @@ def _began(findings: pd.DataFrame, newest: pd.Timestamp, new_days: float) -> pd.
     days = days[days >= newest - pd.Timedelta(days=7)]
     return min(days.min(), newest - pd.Timedelta(hours=12)) if len(days) else lately
 
-# %% ../nbs/lib/18_retrain.ipynb #185986d1
+# %% ../nbs/lib/18_retrain.ipynb #5f3af214
+def _reference(telemetry: pd.DataFrame, since: pd.Timestamp, old_days: float) -> pd.DataFrame:
+    "The suspicious time and what it is compared with, the days between left out."
+    first = max(telemetry["timestamp"].iloc[0], since - pd.Timedelta(days=old_days))
+    gap = min(pd.Timedelta(days=7), (since - first) / 3)
+    when = telemetry["timestamp"]
+    return telemetry[((when >= first) & (when < since - gap)) | (when >= since)].reset_index(drop=True)
+
+# %% ../nbs/lib/18_retrain.ipynb #3992ee99
 def find_cause(
     findings: pd.DataFrame,  # columns of `FINDING_COLUMNS`; may be empty
     telemetry: pd.DataFrame | None = None,  # one line's, the suspicious time and some weeks before; None: by the findings alone
     since: pd.Timestamp | None = None,  # from when on it may be different; None: as the findings say, else the newest days
     site: Site | str | None = None,  # whose labels; None: the simulated hub
-    old_days: float = 14,  # days before that to compare with
+    old_days: float = 28,  # days before that to compare with
     new_days: float = 3,  # newest days, when nothing says since when
 ) -> Cause:
     "Name the cause, with the tests that say so."
@@ -457,7 +465,7 @@ def find_cause(
     telemetry = telemetry.sort_values("timestamp", ignore_index=True)
     newest = telemetry["timestamp"].iloc[-1]
     since = pd.Timestamp(since) if since is not None else _began(findings, newest, new_days)
-    telemetry = telemetry[telemetry["timestamp"] >= since - pd.Timedelta(days=old_days)].reset_index(drop=True)
+    telemetry = _reference(telemetry, since, old_days)
     old, new = telemetry[telemetry["timestamp"] < since], telemetry[telemetry["timestamp"] >= since]
     if min(len(old), len(new)) < 4 * _BLOCK_MIN:
         raise InputError("too little telemetry to compare before and after", got=f"{len(old)} and {len(new)} minutes", fix="give half a day of each, at least")
@@ -909,16 +917,16 @@ def test_table(
     "The tests behind a cause, for people."
     return cause.evidence.set_index("test")[["value", "limit", "holds", "columns", "what"]]
 
-# %% ../nbs/lib/18_retrain.ipynb #3d4d1554
+# %% ../nbs/lib/18_retrain.ipynb #7c20e5e7
 def carriers(
     cause: Cause,  # from `find_cause`
     telemetry: pd.DataFrame,  # one line's, as `find_cause` saw it
     new_days: float = 3,  # newest days, when no cause says since when
-    old_days: float = 14,  # days before that
+    old_days: float = 28,  # days before that
 ) -> pd.Series:  # column -> move of its residuals, in spreads of a block
     "How far each column moved, given the hub's state."
     since = cause.since if cause.since is not None else telemetry["timestamp"].max() - pd.Timedelta(days=new_days)
-    return moved(telemetry[telemetry["timestamp"] >= since - pd.Timedelta(days=old_days)].reset_index(drop=True), since)
+    return moved(_reference(telemetry, since, old_days), since)
 
 # %% ../nbs/lib/18_retrain.ipynb #dc719876
 def hand_over(
