@@ -1114,7 +1114,7 @@ def findings_figure(
         _hover(f, [marks], [("", "@at{%m-%d}"), (words["line"], "@line"), ("", "@what")], "mouse")
     return f
 
-# %% ../nbs/lib/18_dashboard.ipynb #cad377ec
+# %% ../nbs/lib/18_dashboard.ipynb #5a5cbf40
 _BARS = {"live": LEVEL, "canary": FORESEEN, "shadow": QUIET}
 _MARKS = {"retraining": ("diamond", FORESEEN), "promotion": ("star", GOOD), "alert": ("triangle", ALARM), "plan": ("square", QUIET),
           "request": ("cross", QUIET)}
@@ -1142,8 +1142,8 @@ def models_figure(
     rows = [*known, *([words["all_lines"]] if (~events["subject"].isin(known)).any() else [])]
     first, last = _naive([since, until], zone)
     f = _figure(70 + 34 * max(len(rows), 1), y_range=rows[::-1], x_range=Range1d(first, last))
-    for span in spans.assign(began=spans["began"].clip(lower=pd.Timestamp(since))).to_dict("records"):
-        _bar(f, span, words, zone)
+    for role, mine in spans.assign(began=spans["began"].clip(lower=pd.Timestamp(since))).groupby("role"):
+        _bars(f, role, mine, words, zone)
     for kind, (marker, colour) in _MARKS.items():
         mine = events[events["kind"] == kind]
         where = [s if s in known else words["all_lines"] for s in mine["subject"]]
@@ -1152,19 +1152,20 @@ def models_figure(
         _hover(f, [marks], [("@kind", "@what"), ("", "@at{%m-%d %H:%M}")], "mouse")
     return f
 
-# %% ../nbs/lib/18_dashboard.ipynb #27ca9317
-def _bar(f: Any, span: Mapping[str, Any], words: Words, zone: ZoneInfo) -> None:
-    "A version's time on a line."
+# %% ../nbs/lib/18_dashboard.ipynb #1e1a8820
+def _bars(f: Any, role: str, spans: pd.DataFrame, words: Words, zone: ZoneInfo) -> None:
+    "The times of versions in a role."
     from bokeh.transform import dodge
 
-    at, end = _naive([span["began"], span["ended"]], zone)
-    live = span["role"] == "live"
-    source = _source(at=[at], end=[end], line=[span["line"]], version=[span["version"]], role=[words[span["role"]]], who=[span["who"]], why=[span["why"]])
+    live, columns = role == "live", {c: spans[c].to_list() for c in ("line", "version", "who", "why")}
+    at, end = _naive(spans["began"], zone), _naive(spans["ended"], zone)
+    wide = (end - at).to_numpy() > np.timedelta64(f.x_range.end - f.x_range.start) / 8
+    source = _source(at=at, end=end, role=[words[role]] * len(spans), named=np.where(wide, spans["version"], ""), **columns)
     y = "line" if live else dodge("line", -0.36, range=f.y_range)
-    bar = f.hbar(y=y, left="at", right="end", height=0.5 if live else 0.14, source=source, color=_BARS[span["role"]], alpha=0.85, line_color="white")
-    if live and end - at > (f.x_range.end - f.x_range.start) / 8:
-        f.text("at", "line", "version", source=source, text_color="white", text_font_size="12px", text_baseline="middle", x_offset=6)
+    bar = f.hbar(y=y, left="at", right="end", height=0.5 if live else 0.14, source=source, color=_BARS[role], alpha=0.85, line_color="white")
     _hover(f, [bar], [("@role", "@version"), ("", "@at{%m-%d %H:%M}"), (words["who"], "@who"), (words["why"], "@why")], "mouse")
+    if live:
+        f.text("at", "line", "named", source=source, text_color="white", text_font_size="12px", text_baseline="middle", x_offset=6)
 
 # %% ../nbs/lib/18_dashboard.ipynb #2114af91
 _SHARES = {"hybrid": LEVEL, "model": GOOD, "rules": FORESEEN, "cache": QUIET}

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['FINDINGS', 'KINDS', 'SEVERITY', 'keep_answers', 'outcome_rows', 'join_outcomes', 'kept_forecasts', 'outcome_table',
            'sensor_table', 'control_width', 'performance_table', 'drift_table', 'capacity_table', 'label_table',
-           'estimate_table', 'alarm_tables', 'review_queue', 'health_table', 'service_health', 'Checked', 'check_line',
-           'plain', 'record', 'monitoring_records', 'finding_days', 'whole_days', 'watched_packages', 'rehearsal',
-           'check_days', 'all_findings', 'day_table']
+           'estimate_table', 'alarm_tables', 'review_queue', 'health_table', 'service_health', 'monitoring_records',
+           'Checked', 'check_line', 'plain', 'record', 'finding_days', 'rolling_table', 'whole_days',
+           'watched_packages', 'rehearsal', 'check_days', 'all_findings', 'day_table']
 
 # %% ../nbs/lib/18_monitor.ipynb #0d1c56b1
 import hashlib, json
@@ -596,7 +596,20 @@ def _share_findings(drift: pd.DataFrame, far: bool) -> list[dict]:
                               f"Forecasts are distributed otherwise than before: {_named(told['name'])}.", high=worst["psi_limit"]))
     return found
 
-# %% ../nbs/lib/18_monitor.ipynb #53157a4b
+# %% ../nbs/lib/18_monitor.ipynb #94d006e3
+def monitoring_records(
+    store: Store,  # read
+    line: str | None = None,  # a hub; None: all
+    since: datetime | None = None,  # recorded from then on
+) -> pd.DataFrame:  # line, day, model, findings (list), figures (dict), since, until; in order of time
+    "The checks on record."
+    rows = store.read("decisions", since=since, kind="monitoring", **({} if line is None else {"subject": line}))
+    told = [json.loads(d) for d in rows["detail"]]
+    table = [{"line": s, "day": t["window"][0][:10], "model": t["model"], "findings": t["findings"], "figures": t["figures"],
+              "since": pd.Timestamp(t["window"][0]), "until": pd.Timestamp(t["window"][1])} for s, t in zip(rows["subject"], told, strict=True)]
+    return pd.DataFrame(table, columns=["line", "day", "model", "findings", "figures", "since", "until"]).sort_values(["since", "line"], ignore_index=True)
+
+# %% ../nbs/lib/18_monitor.ipynb #66769a59
 _JUDGED = (("skill", "max"), ("balanced_accuracy", "class"))
 
 
@@ -616,6 +629,25 @@ def _performance_findings(performance: pd.DataFrame) -> list[dict]:
             severity = "warning" if r["metric"] == "coverage" or (whole["metric"] == "ece").sum() == len(HORIZONS_MIN) else "info"
             found.append(_finding("calibration", name.replace("_class", ""), severity, r["value"],
                                   f"{_words(r)} is {r['value']:.3g}; on the test block it was {r['centre']:.3g}.", r["low"], r["high"]))
+    return found
+
+
+def _slow_findings(store: Store, line: str, since: datetime, version: str, figures: Mapping, base: Mapping, params: MonitorParams) -> list[dict]:
+    "A week's skill outside its limits, though no day was."
+    known = {(r["target"], r["horizon_min"]): r for r in pd.DataFrame(base["numbers"]).query("slice == 'all' and metric == 'skill'").to_dict("records")}
+    told = monitoring_records(store, line)
+    told = told[(told["model"] == version) & (told["since"] < pd.Timestamp(since)) & (told["since"] >= pd.Timestamp(since) - pd.Timedelta(days=6.5))]
+    found = []
+    for h in HORIZONS_MIN:
+        name, usual = f"skill_max_{h}", known.get(("max", h))
+        week = pd.Series([*(f.get(name) for f in told["figures"]), figures[name]], dtype="float64").dropna()
+        if usual is None or len(week) < 5:
+            continue
+        width = control_width(len(week), base["test_days"], usual["days"], params.spreads) * max(usual["spread"], 0.02 * abs(usual["centre"]))
+        if week.mean() < usual["centre"] - width:
+            found.append(_finding("performance", f"{name}_week", "warning", week.mean(), f"The skill on the highest level {h} minutes ahead was "
+                                  f"{week.mean():.3g} over {len(week)} days; on the test block it was {usual['centre']:.3g}, and below "
+                                  f"{usual['centre'] - width:.3g} is not usual.", usual["centre"] - width, usual["centre"] + width))
     return found
 
 
@@ -780,7 +812,7 @@ def _notes(package: Package, line: str, base: Mapping) -> list[dict]:
     return [] if base else [_finding("health", "baseline", "info", np.nan, f"Package {package.version} holds no baseline of {line}: drift and control "
                                      "limits are not looked at. Pack the model again (stage 08).")]
 
-# %% ../nbs/lib/18_monitor.ipynb #fa36dea6
+# %% ../nbs/lib/18_monitor.ipynb #c7637646
 def check_line(
     store: Store,  # observations, predictions, outcomes, feedback
     package: Package,  # that answers for the line
@@ -804,9 +836,11 @@ def check_line(
     rows = [*_sensor_findings(sound.sensors, params), *_time_findings(window.seen, window.minutes, package.site, params), *_capacity_findings(capacity),
             *_drift_findings(drift, joint, sound.base, params), *(_performance_findings(performance) if enough else []),
             *(_label_findings(labels) if enough else []), *_health_findings(health), *_notes(package, line, sound.base)]
+    figures = _figures(window, performance, drift, joint, health, estimated, events, episodes)
+    if sound.base and enough:
+        rows += _slow_findings(store, line, since, package.version, figures, sound.base, params)
     return Checked(performance, drift, sound.sensors, health, estimated, review_queue(line, events, episodes, window.told, window.feedback, params),
-                   _findings(rows, line, since), _figures(window, performance, drift, joint, health, estimated, events, episodes), since, until,
-                   package.version, labels, capacity)
+                   _findings(rows, line, since), figures, since, until, package.version, labels, capacity)
 
 
 def _alarms(window: _Window, since: datetime, until: datetime, site: Site) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -850,19 +884,6 @@ def record(
                                "why": worst.iloc[0] if len(worst) else "nothing found", "detail": _detail(checked)}])
     return name
 
-# %% ../nbs/lib/18_monitor.ipynb #94d006e3
-def monitoring_records(
-    store: Store,  # read
-    line: str | None = None,  # a hub; None: all
-    since: datetime | None = None,  # recorded from then on
-) -> pd.DataFrame:  # line, day, model, findings (list), figures (dict), since, until; in order of time
-    "The checks on record."
-    rows = store.read("decisions", since=since, kind="monitoring", **({} if line is None else {"subject": line}))
-    told = [json.loads(d) for d in rows["detail"]]
-    table = [{"line": s, "day": t["window"][0][:10], "model": t["model"], "findings": t["findings"], "figures": t["figures"],
-              "since": pd.Timestamp(t["window"][0]), "until": pd.Timestamp(t["window"][1])} for s, t in zip(rows["subject"], told, strict=True)]
-    return pd.DataFrame(table, columns=["line", "day", "model", "findings", "figures", "since", "until"]).sort_values(["since", "line"], ignore_index=True)
-
 # %% ../nbs/lib/18_monitor.ipynb #8a96138e
 def finding_days(
     records: pd.DataFrame,  # from `monitoring_records`
@@ -870,6 +891,26 @@ def finding_days(
     "All findings on record, each with its day."
     rows = [{"day": day, **f} for day, found in zip(records["day"], records["findings"], strict=True) for f in found]
     return pd.DataFrame(rows, columns=["day", *FINDINGS])
+
+# %% ../nbs/lib/18_monitor.ipynb #b0d43e5d
+_SUMMED = ("events", "caught", "false_episodes", "episodes", "judged", "rows")
+
+
+def rolling_table(
+    records: pd.DataFrame,  # from `monitoring_records`
+    days: int = 7,  # records, of the same model and line, up to each day
+) -> pd.DataFrame:  # index (line, day); model, days, the figures' means; events, caught, false alarms summed, recall and false alarms a day of these
+    "The figures of the last days together."
+    parts = []
+    for (line, model), rows in records.groupby(["line", "model"], sort=False):
+        figures = pd.DataFrame(list(rows["figures"])).apply(pd.to_numeric, errors="coerce")
+        summed = figures[list(_SUMMED)].rolling(days, min_periods=1).sum()
+        mean = figures.drop(columns=list(_SUMMED)).rolling(days, min_periods=1).mean()
+        table = pd.concat([mean, summed], axis=1).assign(model=model, days=np.minimum(np.arange(len(rows)) + 1, days))
+        table["event_recall"] = table["caught"] / table["events"].where(table["events"] > 0)
+        table["false_per_day"] = table["false_episodes"] / table["days"]
+        parts.append(table.set_index(pd.MultiIndex.from_arrays([np.full(len(rows), line), rows["day"]], names=["line", "day"])))
+    return pd.concat(parts) if parts else pd.DataFrame(columns=["model", "days", *_SUMMED])
 
 # %% ../nbs/lib/18_monitor.ipynb #b6fd78f4
 def whole_days(

@@ -6,7 +6,7 @@
 __all__ = ['Rehearsal', 'hub_of', 'changed_at', 'set_up', 'play_day', 'day_text', 'play', 'daily_errors', 'timeline',
            'error_table', 'story_facts', 'write_story']
 
-# %% ../nbs/lib/18_rehearsal.ipynb #dc71f2e9
+# %% ../nbs/lib/18_rehearsal.ipynb #3f1b1009
 import json, time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -23,7 +23,7 @@ from .config import load_params, load_site
 from .core import ParameterError, StageError, nearest, read_json, write_json
 from .deployment import deploy, read_deployment
 from .develop import fitted
-from .documents import DOCUMENT_CSS, load_labels, render, save_figures
+from .documents import DOCUMENT_CSS, load_labels, load_terms, render, save_figures
 from .features import build_features
 from .inference import Package, load_package
 from .model import make_model
@@ -241,14 +241,14 @@ def daily_errors(
         found[line] = table
     return pd.concat(found, names=["line", "day"])
 
-# %% ../nbs/lib/18_rehearsal.ipynb #f0f2f8ec
-_KINDS = {"alert": "noticed", "retraining": "decided", "plan": "cause", "promotion": "new model"}
+# %% ../nbs/lib/18_rehearsal.ipynb #711eaab0
+_KINDS = {"alert": "noticed", "retraining": "decision", "plan": "cause", "promotion": "new model"}
 
 
 def _told(kind: str, row: Mapping[str, Any], detail: Mapping[str, Any]) -> str:
     "A record in a sentence; empty: not worth telling."
     if kind == "alert":
-        return f"{detail['title']}. {detail['text'].splitlines()[0] if detail['text'] else ''}" if detail["severity"] != "info" else ""
+        return (detail["text"] or detail["title"]).splitlines()[0] if detail["severity"] != "info" else ""
     return "" if kind == "retraining" and not detail["retrain"] else row["why"]
 
 
@@ -256,7 +256,7 @@ def timeline(
     store: Store,  # of a rehearsal, or of an installation
     since: datetime,  # from then on
     until: datetime,  # up to then
-) -> pd.DataFrame:  # at, line, what (noticed, decided, cause, new model), said, verdict (of a new model); in order of time
+) -> pd.DataFrame:  # at, line, what (noticed, decision, cause, new model), said, verdict (of a new model); in order of time
     "What happened, in sentences."
     rows = []
     for kind, what in _KINDS.items():
@@ -268,7 +268,7 @@ def timeline(
     found = pd.DataFrame(rows, columns=["at", "line", "what", "said", "verdict", "kind"]).astype({"at": "datetime64[us, UTC]"})
     return found.sort_values(["at", "what"], key=lambda s: s.map(order.index) if s.name == "what" else s, kind="stable", ignore_index=True)
 
-# %% ../nbs/lib/18_rehearsal.ipynb #b98ffb20
+# %% ../nbs/lib/18_rehearsal.ipynb #dadfc609
 _OF_TRAFFIC = ("performance", "calibration", "data_drift", "feature_drift", "prediction_drift", "label_drift", "capacity")
 _OF_SENSORS = ("missing", "stuck", "telemetry_gap")
 _SETTLED_DAYS = 3  # after a change the loop should be as good as a model of the new traffic
@@ -288,7 +288,7 @@ def _periods(played: Rehearsal) -> dict[str, tuple[datetime, datetime]]:
         return {"all days": (played.begin, end)}
     day = change.replace(hour=0, minute=0)
     settled = day + timedelta(days=_SETTLED_DAYS)
-    found = {"before": (played.begin, day), "the first days after": (day, min(settled, end)), "later": (settled, end)}
+    found = {"before the change": (played.begin, day), "the first three days": (day, min(settled, end)), "from the fourth day on": (settled, end)}
     return {name: (a, b) for name, (a, b) in found.items() if a < b}
 
 
@@ -301,7 +301,7 @@ def error_table(
     rows = {period: {n: _mean(errors, n, a, b) for n in names} for period, (a, b) in _periods(played).items()}
     return pd.DataFrame.from_dict(rows, orient="index", dtype="float64").rename_axis("period")
 
-# %% ../nbs/lib/18_rehearsal.ipynb #d6e10361
+# %% ../nbs/lib/18_rehearsal.ipynb #a3cd2806
 def story_facts(
     store: Store,  # of the rehearsal
     played: Rehearsal,  # the piece
@@ -313,10 +313,10 @@ def story_facts(
     kinds = _OF_SENSORS if SCENARIOS[played.scenario].sensors else _OF_TRAFFIC
     seen = told[told["what"].eq("noticed") & told["kind"].isin(kinds)]
     after = seen[seen["at"] >= change] if change else seen[:0]
-    decided, made = told[told["what"].eq("decided")], told[told["what"].eq("new model")]
+    decided, made = told[told["what"].eq("decision")], told[told["what"].eq("new model")]
     early = decided[(decided["at"] < change) if change else np.full(len(decided), True)]
     table = error_table(errors, played)
-    late = table.loc["later"].to_dict() if "later" in table.index else {}
+    late = table.loc["from the fourth day on"].to_dict() if "from the fourth day on" in table.index else {}
     return {"scenario": played.scenario, "days": played.days, "seed": played.seed, "lines": played.lines, "changed": change and change.isoformat(),
             "noticed": after["at"].iloc[0].isoformat() if len(after) else None, "first_sign": after["said"].iloc[0] if len(after) else None,
             "noticed_after_days": round((after["at"].iloc[0] - change) / timedelta(days=1), 2) if len(after) else None,
@@ -325,7 +325,7 @@ def story_facts(
             "error": json.loads(table.to_json(orient="index")),
             "of_the_best": late["with_loop"] / late["new_traffic"] if late.get("new_traffic") else None}
 
-# %% ../nbs/lib/18_rehearsal.ipynb #8e96db9e
+# %% ../nbs/lib/18_rehearsal.ipynb #4472da2d
 _NAMES = {"with_loop": "kept up to date", "left_alone": "the first model, left alone", "new_traffic": "a model of the new traffic"}
 
 
@@ -341,11 +341,12 @@ def _figure(errors: pd.DataFrame, told: pd.DataFrame, facts: Mapping[str, Any]) 
 def _blocks(told: pd.DataFrame, facts: Mapping[str, Any], table: pd.DataFrame, figure: "Picture") -> dict[str, Any]:
     "What the template is filled with."
     day = lambda name: facts[name] and facts[name][:16].replace("T", " ")  # noqa: E731
+    words = lambda text: lambda lang: load_terms(lang)[1](text)  # noqa: E731
     shown = told.assign(day=told["at"].dt.strftime("%Y-%m-%d %H:%M"))[["day", "line", "what", "said"]]
     numbers = {n: facts[n] for n in ("days", "seed", "lines", "retrainings", "promoted", "refused", "alerts_before", "retrainings_before")}
     numbers |= {"noticed_after_days": facts["noticed_after_days"], "of_the_best": facts["of_the_best"] and round(100 * (facts["of_the_best"] - 1))}
-    return {**numbers, "scenario": facts["scenario"], "about": SCENARIOS[facts["scenario"]].description, "changed": day("changed"), "noticed": day("noticed"),
-            "first_sign": facts["first_sign"] or "", "figure": figure, "errors": table.rename(columns=_NAMES).round(2),
+    return {**numbers, "scenario": facts["scenario"], "about": words(SCENARIOS[facts["scenario"]].description), "changed": day("changed"), "noticed": day("noticed"),
+            "first_sign": words(facts["first_sign"] or ""), "figure": figure, "errors": table.rename(columns=_NAMES).round(2),
             "timeline": shown.head(_ROWS), "more": max(0, len(shown) - _ROWS)}
 
 

@@ -271,11 +271,12 @@ def _test(test: str, value: float, limit: float, columns: Iterable[str], what: s
     "One test as a row."
     return {"test": test, "value": float(value), "limit": float(limit), "holds": bool(value > limit), "columns": ", ".join(columns), "what": what}
 
-# %% ../nbs/lib/18_retrain.ipynb #426a3f52
+# %% ../nbs/lib/18_retrain.ipynb #6f79dd26
 def _stuck(telemetry: pd.DataFrame) -> pd.DataFrame:
     "Stretches in which a sensor stood still; an empty queue and a full fleet may rest at the end of their range as long as they like."
     found, ends = stuck_sensors(telemetry), telemetry[[c for c in COLUMNS if c in telemetry]].agg(["min", "max"])
-    return found[[v not in (ends.at["min", c], ends.at["max", c]) for c, v in zip(found["column"], found["value"], strict=True)]]
+    resting = [v in (ends.at["min", c], ends.at["max", c]) for c, v in zip(found["column"], found["value"], strict=True)]
+    return found[~np.array(resting, dtype=bool)]
 
 # %% ../nbs/lib/18_retrain.ipynb #79fc3318
 def broken_minutes(
@@ -390,7 +391,7 @@ def _concept_tests(telemetry: pd.DataFrame, since: pd.Timestamp) -> list[dict]:
     return [_test("concept_change", outcome.abs().max(), _CONCEPT_MOVED, loud[:5], "move of queue and flows, given the hub's state"),
             _test("covariate_shift", np.sqrt((pace.clip(-20, 20) ** 2).mean()), _PACE_MOVED, pace.index[:5], "move of load and pace, given the hub's state")]
 
-# %% ../nbs/lib/18_retrain.ipynb #b50ed82c
+# %% ../nbs/lib/18_retrain.ipynb #7733c5e6
 def _shift(values: pd.DataFrame, is_new: np.ndarray, minutes: np.ndarray) -> pd.Series:
     "How far each column's level moved, in spreads of a block."
     blocks = values.groupby([is_new, minutes // 1440]).mean()
@@ -398,7 +399,7 @@ def _shift(values: pd.DataFrame, is_new: np.ndarray, minutes: np.ndarray) -> pd.
     return (new.median() - old.median()) / (old.std(ddof=0).clip(lower=1e-6) + 0.05 * old.mean().abs())
 
 
-_STATES_MOVED, _LABELS_MOVED = 2.5, 2.5  # spreads of a day
+_STATES_MOVED, _LABELS_MOVED = 5.0, 2.5  # spreads of a day
 
 
 def _shift_tests(telemetry: pd.DataFrame, since: pd.Timestamp, site: Site) -> list[dict]:
