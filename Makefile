@@ -54,7 +54,7 @@ lint: $(READY)  ## ruff over what is written by hand
 	$(BIN)/ruff check .
 
 lock:  ## pin every dependency again (needs uv)
-	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --upgrade -o requirements.lock
+	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-strip-extras --upgrade -o requirements.lock
 
 clean:  ## remove the environment and every run
 	rm -rf $(VENV) runs/[0-9]* runs/scratch
