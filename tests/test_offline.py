@@ -203,7 +203,7 @@ def test_the_stage_by_the_runner(made, tmp_path, monkeypatch):
     deploy(made["packed"])
     offline.score_line(made["package"], simulate(1, seed=0).telemetry, tmp_path / "kept")
     quiet = runs.Manner(show=runs.Reporter(lambda line: None))
-    result = runs.run_pipeline("operate", "smoke", sets={"offline.out": str(tmp_path / "kept")}, manner=quiet)
+    result = runs.run_pipeline("operate", "smoke", {"offline.out": str(tmp_path / "kept")}, "offline", "offline", manner=quiet)
     assert [m["status"] for m in result.manifests] == ["finished"], result.manifests[0]["error"]
     summary = read_json(result.folder / "11_offline/artefacts/summary.json")
     assert (summary["rows"], summary["lines"][0]["done_before"]) == (2880, 1)
