@@ -75,7 +75,7 @@ def test_the_loop_notices_decides_retrains_and_tells_the_story(played):
     with open_store(played / "store.sqlite") as store:
         told = timeline(store, PIECE.begin, due(5))
         assert set(job_table(store)["state"]) == {"done"}
-    assert ["noticed", "decided", "cause", "new model"] == list(dict.fromkeys(told["what"]))
+    assert ["noticed", "decision", "cause", "new model"] == list(dict.fromkeys(told["what"]))
     assert "capacity" in " ".join(told["said"]).lower()
     assert [json.loads(line)["what"] for line in (played / "alerts.jsonl").read_text().splitlines()][0] == "open"
 
