@@ -333,17 +333,17 @@ def lines(self: Board) -> list[str]:
         return sorted({*read_deployment(self.deployed).lines, *self.store.lines(), *self.store.lines("predictions")})
     return self._once(("lines",), read)
 
-# %% ../nbs/lib/18_dashboard.ipynb #baa2477a
+# %% ../nbs/lib/18_dashboard.ipynb #56e5e3e0
 @patch
 def newest(self: Board) -> dict[str, datetime]:  # line -> UTC
     "The newest minute of each line: observed, or answered for where nothing was observed."
     def read():
-        found = {}
+        found = {row.line: row.at.to_pydatetime() for row in self.latest().itertuples()}
         for line in self.lines():
-            minutes = [*self.store.newest(line, 1)[0].tolist()]
-            minutes += self.store.read("predictions", line, limit=1, newest_first=True, columns=["minute"])["minute"].tolist()
-            if minutes:
-                found[line] = datetime.fromtimestamp(60 * max(minutes), UTC)
+            minutes, _ = self.store.newest(line, 1)
+            if len(minutes):
+                seen = datetime.fromtimestamp(60 * int(minutes[0]), UTC)
+                found[line] = max(seen, found.get(line, seen))
         return found
     return self._once(("newest",), read)
 
@@ -355,7 +355,7 @@ def now(self: Board) -> tuple[datetime, bool]:  # the time the page is about; wh
     here = newest is None or abs(clock - newest) <= timedelta(hours=1)
     return (clock, True) if here else (newest + timedelta(minutes=1), False)
 
-# %% ../nbs/lib/18_dashboard.ipynb #cd4eff85
+# %% ../nbs/lib/18_dashboard.ipynb #6cee9f62
 class View(NamedTuple):
     "What one reader looks at."
 
@@ -376,11 +376,11 @@ def view(
     asked, known = asked or Asked(**more), self.lines()
     until = asked.until or self.now()[0]
     lines = (asked.line,) if asked.line in known else tuple(known)
-    return View(asked, until - timedelta(hours=asked.hours), until, lines, self._foremost(lines, until) if lines else "")
+    return View(asked, until - timedelta(hours=asked.hours), until, lines, self._foremost(lines, asked.until) if lines else "")
 
-# %% ../nbs/lib/18_dashboard.ipynb #2c707577
+# %% ../nbs/lib/18_dashboard.ipynb #95ca2380
 @patch
-def _foremost(self: Board, lines: tuple[str, ...], until: datetime) -> str:
+def _foremost(self: Board, lines: tuple[str, ...], until: datetime | None) -> str:
     "Of several lines the one to look at first: with an alarm, else with the highest level foreseen."
     if len(lines) == 1:
         return lines[0]
@@ -388,18 +388,18 @@ def _foremost(self: Board, lines: tuple[str, ...], until: datetime) -> str:
     most = said.filter(regex=r"^most_").max(axis=1).fillna(-1) + 1e9 * said["alarm"].eq(True)
     return str(most.idxmax())
 
-# %% ../nbs/lib/18_dashboard.ipynb #db7db1b1
+# %% ../nbs/lib/18_dashboard.ipynb #d2ad67dc
 @patch
 def latest(
     self: Board,
-    until: datetime,  # before this time
+    until: datetime | None = None,  # before this time; None: the newest of all
 ) -> pd.DataFrame:  # as `answer_table`, a row per line that was answered
     "The newest answer of each line; a shadow's is none."
     def read():
         rows = [self.store.read("predictions", line, until=until, limit=8, newest_first=True, columns=["role", "answer"]) for line in self.lines()]
         answers = [r.loc[r["role"] != "shadow", "answer"].head(1) for r in rows]
         return answer_table(a for found in answers for a in found)
-    return self._once(("latest", minute_of(until)), read)
+    return self._once(("latest", until and minute_of(until)), read)
 
 # %% ../nbs/lib/18_dashboard.ipynb #5aed8745
 @patch
@@ -580,6 +580,17 @@ def delays(
         return answer_delays(pd.DataFrame({"at": at, "delay_s": delay}), "1h" if view.asked.hours <= 168 else "6h")
     return self._once(("delays", view.lines, minute_of(view.since), minute_of(view.until)), read)
 
+# %% ../nbs/lib/18_dashboard.ipynb #eb5d9737
+@patch
+def decided(
+    self: Board,
+    view: View,
+) -> tuple[int, ...]:  # how many decisions of each kind, and changes of the deployment
+    "By what one sees that a check, a decision or a deployment is new."
+    since = min(view.since, view.until - timedelta(days=CHECKS_FROM_DAYS))
+    made = [len(self.decisions(since, view.until, kind)) for kind in HAPPENED]
+    return len(self.checks(view)), *made, len(deployment_records(self.deployed))
+
 # %% ../nbs/lib/18_dashboard.ipynb #747840da
 @patch
 def site(
@@ -604,11 +615,10 @@ def _gauge(name: str, what: str, labels: Iterable[str]) -> Any:
 
     return GaugeMetricFamily(f"amhs_monitor_{name}", what, labels=list(labels))
 
-# %% ../nbs/lib/18_dashboard.ipynb #c7e4513e
+# %% ../nbs/lib/18_dashboard.ipynb #f5d86c63
 def _forecast_gauges(board: Board) -> Iterator[Any]:
     "The newest answer of every line."
-    now, _ = board.now()
-    said = board.latest(now + timedelta(minutes=1))
+    said = board.latest()
     level, alarm, forecast = (_gauge(n, w, ls) for n, w, ls in (
         ("level_jobs", "Jobs at the hub, newest minute", ["line"]), ("alarm", "1: the newest answer is an alarm", ["line", "by"]),
         ("forecast_jobs", "Foreseen for the next minutes", ["line", "horizon_min", "what"])))
@@ -1202,7 +1212,7 @@ def delay_figure(
     f.y_range.start = 0
     return f
 
-# %% ../nbs/lib/18_dashboard.ipynb #3a4f9757
+# %% ../nbs/lib/18_dashboard.ipynb #318e2cd1
 def _heading(words: Words, name: str) -> str:
     "The heading of a section and the question it answers."
     return tag("h2", _text(words[name])) + tag("p", _text(words[f"{name}_about"]), class_="soft")
@@ -1219,14 +1229,13 @@ def now_section(
     words: Words,
 ) -> list:  # parts
     "Now and the next 25 minutes: every line at a glance, one line large."
-    said = board.latest(view.until)
+    said = board.latest(view.asked.until)
     tiles = [tile_html(board, row, view, words) for row in said.to_dict("records")]
     parts = [_heading(words, "now") + (tag("div", *tiles, class_="tiles") if tiles else _empty(words, "now"))]
     if not view.line:
         return parts
     where = (view.line, view.since, view.until)
-    runs, site = board.runs(view), board.site(view.line)
-    mine = runs[runs["line"] == view.line]
+    mine, site = board.runs(view._replace(lines=(view.line,))), board.site(view.line)
     legend = [(LEVEL, words["level"]), (FORESEEN, words["foreseen"]), ("#e9c18f", words["coming"]), (ALARM, words["alarm_and_limit"])]
     levels, answers = board.levels(*where), board.answers(*where)
     late = view.until - timedelta(minutes=60)
@@ -1352,14 +1361,14 @@ def service_numbers(
         log.info("the service does not tell its numbers: %s", e)
         return None
 
-# %% ../nbs/lib/18_dashboard.ipynb #667cff86
+# %% ../nbs/lib/18_dashboard.ipynb #f98a302e
 def service_section(
     board: Board,
     view: View,
     words: Words,
 ) -> list:  # parts
     "How the service does: who answered, how late, how old the newest minute of every line is, the service's own times."
-    said, service, site = board.latest(view.until), board.shares(view), board.site(view.line)
+    said, service, site = board.latest(view.asked.until), board.shares(view), board.site(view.line)
     if service.empty:
         return [_heading(words, "service") + _empty(words, "service")]
     legend = legend_html((c, words[s]) for s, c in _SHARES.items())
@@ -1449,7 +1458,7 @@ def section(
         self.draw(name)
     return self.columns[name]
 
-# %% ../nbs/lib/18_dashboard.ipynb #7f7e9d70
+# %% ../nbs/lib/18_dashboard.ipynb #75c736d7
 @patch
 def draw(
     self: Live,
@@ -1457,7 +1466,7 @@ def draw(
 ) -> None:
     "Draw a section if what it shows has changed; an error is said in its place."
     view = self.view
-    state = (view.asked, *sorted(self.board.newest().items()), len(self.board.checks(view)), len(self.board.happened(view)))
+    state = (view.asked, *sorted(self.board.newest().items())) if name in ("now", "alarms", "service") else (view.asked, self.board.decided(view))
     if self.drawn.get(name) == state:
         return
     try:
