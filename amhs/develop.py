@@ -94,7 +94,7 @@ def _cut(telemetry: pd.DataFrame, line: str, sample_days: int | None) -> pd.Data
         keep &= telemetry["timestamp"] < telemetry["timestamp"].min() + pd.Timedelta(days=sample_days)
     return telemetry[keep].reset_index(drop=True)
 
-# %% ../nbs/lib/11_develop.ipynb #0dd3b31f
+# %% ../nbs/lib/11_develop.ipynb #f9d495f7
 def _observed(line: str) -> pd.DataFrame:
     "What the service observed."
     from amhs.store import open_store, telemetry_of
@@ -105,14 +105,14 @@ def _observed(line: str) -> pd.DataFrame:
         raise InputError("the service has observed nothing", got=line or "all lines", fix="see `amhs serve`; or name another source of telemetry")
     return found.drop(columns=[c.name for c in SCHEMA if found[c.name].isna().all()])
 
-
+# %% ../nbs/lib/11_develop.ipynb #4f71cd9c
 def _spanned(telemetry: pd.DataFrame, since: str, until: str) -> pd.DataFrame:
     "Rows between two times."
     when = telemetry["timestamp"]
     keep = (when >= _utc(since)) if since else pd.Series(True, index=telemetry.index)
     return telemetry[keep & (when < _utc(until) if until else True)].reset_index(drop=True)
 
-
+# %% ../nbs/lib/11_develop.ipynb #3f6da434
 def _utc(time: str) -> pd.Timestamp:
     "An ISO time, UTC unless it says otherwise."
     stamp = pd.Timestamp(time)
@@ -557,7 +557,7 @@ def train(
         hyper |= {"feature_set": choice["feature_set"], **choice["hyper"]}
     return fitted(data, make_model(params.model, seed=params.seed, **hyper))
 
-# %% ../nbs/lib/11_develop.ipynb #bb4c2fa9
+# %% ../nbs/lib/11_develop.ipynb #7a9fa821
 def learnt_rows(
     features: pd.DataFrame,  # of all of the telemetry
     data: Labelled,  # says which rows are learnt from
@@ -570,7 +570,7 @@ def learnt_rows(
     labels = pd.concat(parts)
     return features.iloc[features.index.get_indexer(labels.index)].set_axis(labels.index), labels
 
-
+# %% ../nbs/lib/11_develop.ipynb #ec2dc037
 def span(
     table: pd.DataFrame,  # index (line, timestamp)
     first: Any,  # minute, anything that is a time
@@ -704,15 +704,15 @@ def explain_sample(
     rows = features.iloc[:: max(1, len(features) // params.explained_rows)]
     return forecaster.explain(rows, "max", 10), rows[forecaster.features]
 
-# %% ../nbs/lib/11_develop.ipynb #65e95ee8
+# %% ../nbs/lib/11_develop.ipynb #56343147
 def _said(model: Forecaster, data: Labelled, minutes: tuple) -> pd.DataFrame:
     "Forecasts of a period's labelled minutes."
     return model.predict(span(build_features(data.telemetry, model.feature_set, data.site), *minutes))
 
-
+# %% ../nbs/lib/11_develop.ipynb #f7259db4
 _NUMBER = ["horizon_min", "target", "metric"]
 
-
+# %% ../nbs/lib/11_develop.ipynb #615ff835
 def _compared(current: Forecaster, new: Forecaster, data: Labelled, minutes: tuple, n_draws: int, seed: int) -> pd.DataFrame:
     "Both models on one period."
     said, targets = {"current": _said(current, data, minutes), "new": _said(new, data, minutes)}, span(data.targets, *minutes)
@@ -738,10 +738,10 @@ def four_comparisons(
     tables = [_compared(current, new, data, minutes, n_draws, seed).assign(data=name) for name, minutes in there.items()]
     return pd.concat(tables, ignore_index=True).set_index("data").reset_index()
 
-# %% ../nbs/lib/11_develop.ipynb #c4fbb9a1
+# %% ../nbs/lib/11_develop.ipynb #132f5ff5
 _HEADLINE = (("mae", "max"), ("mae", "avg"), ("balanced_accuracy", "class"))
 
-
+# %% ../nbs/lib/11_develop.ipynb #ac76225a
 def comparison_table(
     comparisons: pd.DataFrame,  # from `four_comparisons`
     horizon_min: int = 10,  # minutes ahead
@@ -770,10 +770,10 @@ def comparison_gates(
         rows.append(("loss_on_old_data", old["low"], "<=", max_loss * old["current"], "difference of MAE, jobs: its lower end; that traffic may return"))
     return [dict(zip(("name", "value", "op", "limit", "why"), row, strict=True)) for row in rows]
 
-# %% ../nbs/lib/11_develop.ipynb #c33b665a
+# %% ../nbs/lib/11_develop.ipynb #c3e2a484
 _OPS = {"<": operator.lt, "<=": operator.le, ">=": operator.ge}
 
-
+# %% ../nbs/lib/11_develop.ipynb #58d032bc
 @dataclass(frozen=True)
 class Compared:
     "The four comparisons of a retraining and what they decide."
@@ -790,7 +790,7 @@ class Compared:
         "Plain values, fit for JSON."
         return {"comparisons": json.loads(self.table.to_json(orient="records", double_precision=6)), "gates": self.gates}
 
-
+# %% ../nbs/lib/11_develop.ipynb #4a640d8b
 def compare_again(
     redesign: Path,  # what stage 14 wrote: plan.json, current
     new: Forecaster,  # under judgement

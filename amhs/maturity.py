@@ -54,7 +54,7 @@ class Installation:
         with open_store() as store:
             return store.read("decisions")
 
-# %% ../nbs/lib/24_maturity.ipynb #22c66206
+# %% ../nbs/lib/24_maturity.ipynb #d6fd71d8
 def _gates(seen: Installation, stage: str, *names: str) -> tuple[bool, str]:
     "Whether a stage of the newest run passed some gates."
     found = {g["name"]: g for g in seen.manifests.get(stage, {}).get("gates", [])}
@@ -62,31 +62,31 @@ def _gates(seen: Installation, stage: str, *names: str) -> tuple[bool, str]:
     run = seen.manifests.get(stage, {}).get("run_id", "no run")
     return not lacking, f"{run}, stage {stage}: {', '.join(f'{n} passed' if n not in lacking else f'{n} not passed' for n in names)}"
 
-
+# %% ../nbs/lib/24_maturity.ipynb #05333604
 def _recorded(seen: Installation, kind: str) -> tuple[bool, str]:
     "Whether there are decisions of a kind."
     rows = seen.decisions[seen.decisions["kind"].eq(kind)]
     return len(rows) > 0, f"{len(rows)} records of kind {kind}" + (f", the newest of {rows['at'].max():%Y-%m-%d}" if len(rows) else "")
 
-# %% ../nbs/lib/24_maturity.ipynb #46bb6135
+# %% ../nbs/lib/24_maturity.ipynb #1d1aedf3
 def _notebooks(seen: Installation) -> tuple[bool, str]:
     for stage in STAGES:
         check_notebook(stage), check_templates(stage, "both")
     return True, f"{len(STAGES)} stage notebooks with typed parameters, {sum(len(s.deliverables) for s in STAGES)} documents in two languages"
 
-
+# %% ../nbs/lib/24_maturity.ipynb #645b58d4
 def _splits(seen: Installation) -> tuple[bool, str]:
     labels = build_targets(simulate(3, seed=0).telemetry)
     clean, planted = time_split(labels.index), time_split(labels.index, gap_min=0)
     return not split_leaks(clean, labels.index) and bool(split_leaks(planted, labels.index)), "a clean split passes, a planted one without a gap is seen"
 
-
+# %% ../nbs/lib/24_maturity.ipynb #b8376b7f
 def _traceable(seen: Installation) -> tuple[bool, str]:
     made = seen.manifests.get("train", {})
     kept = {"commit": made.get("code", {}).get("commit"), "lock": made.get("environment", {}).get("lock_sha256"), "inputs": made.get("inputs")}
     return bool(made) and all(kept.values()) and "seed" in made, f"{made.get('run_id', 'no run')}: commit, lock, seed and hashes of inputs are in the manifest"
 
-# %% ../nbs/lib/24_maturity.ipynb #60970e4f
+# %% ../nbs/lib/24_maturity.ipynb #d88ef1b9
 _DEVELOPMENT: dict[str, tuple[int, Callable]] = {
     "work is in notebooks that also run without a person": (1, _notebooks),
     "splits in time, leaks are looked for": (2, _splits),
@@ -94,12 +94,12 @@ _DEVELOPMENT: dict[str, tuple[int, Callable]] = {
     "configurations are searched on time-ordered folds": (4, lambda seen: _gates(seen, "develop", "fold_score")),
     "the model is confirmed on untouched data, against named baselines and criteria": (5, lambda seen: _gates(seen, "evaluate", "leaks", *_criteria(seen)))}
 
-
+# %% ../nbs/lib/24_maturity.ipynb #be399d98
 def _criteria(seen: Installation) -> list[str]:
     "The criteria that a run was judged by."
     return [g["name"] for g in seen.manifests.get("evaluate", {}).get("gates", []) if g["name"] != "leaks"] or ["criteria"]
 
-# %% ../nbs/lib/24_maturity.ipynb #1b6f2f23
+# %% ../nbs/lib/24_maturity.ipynb #65595abf
 def _typed(seen: Installation) -> tuple[bool, str]:
     try:
         load_params("train", sets={"train.tres": 5})
@@ -107,23 +107,23 @@ def _typed(seen: Installation) -> tuple[bool, str]:
         return True, f"a mistyped parameter is refused before anything runs: {str(e)[:80]}"
     return False, "a mistyped parameter was taken"
 
-
+# %% ../nbs/lib/24_maturity.ipynb #4ac55665
 def _findings(kind: str) -> pd.DataFrame:
     "Three days of findings of a kind."
     days = pd.date_range("2026-03-01", periods=3, tz="UTC")
     found = {"day": days, "line": "HUB1", "kind": kind, "name": "x", "severity": "warning", "since": days, "what": ""}
     return pd.DataFrame(found, columns=list(FINDING_COLUMNS))
 
-
+# %% ../nbs/lib/24_maturity.ipynb #2f73cc05
 _NOW = datetime(2026, 3, 4, 1, tzinfo=UTC)
 
-
+# %% ../nbs/lib/24_maturity.ipynb #ea911374
 def _triggers(seen: Installation) -> tuple[bool, str]:
     said = {kind: decide(_findings(kind), Facts(_NOW), load_policy()).retrain for kind in ("performance", "data_drift", "stuck")}
     calm = decide(_findings("performance").head(0), Facts(_NOW), load_policy()).retrain
     return said == {"performance": True, "data_drift": True, "stuck": False} and not calm, f"injected: {said}; a calm line: {calm}"
 
-# %% ../nbs/lib/24_maturity.ipynb #7d18833e
+# %% ../nbs/lib/24_maturity.ipynb #325a41d2
 def _compared(low: float, high: float) -> pd.DataFrame:
     "Four comparisons, made up."
     numbers = [("mae", "max", low, high), ("balanced_accuracy", "class", -0.1, 0.1)]
@@ -131,12 +131,12 @@ def _compared(low: float, high: float) -> pd.DataFrame:
             for d in ("old", "new") for m, t, a, b in numbers]
     return pd.DataFrame(rows)
 
-
+# %% ../nbs/lib/24_maturity.ipynb #4e1460b8
 def _refuses(seen: Installation) -> tuple[bool, str]:
     said = {n: promotion(_compared(*span)).verdict for n, span in {"worse": (0.5, 1.5), "undecided": (-1, 1), "better": (-1.5, -0.5)}.items()}
     return said["worse"] == said["undecided"] == "refuse" and said["better"] != "refuse", f"planted: {said}"
 
-
+# %% ../nbs/lib/24_maturity.ipynb #f3fcbc83
 _TRAINING: dict[str, tuple[int, Callable]] = {
     "training is one command": (1, lambda seen: (set(PIPELINES) >= {"develop", "retrain", "operate"}, f"pipelines: {', '.join(PIPELINES)}")),
     "parameters are typed and checked": (2, _typed),
@@ -144,11 +144,11 @@ _TRAINING: dict[str, tuple[int, Callable]] = {
     "retraining is triggered by evidence, never by garbage": (4, _triggers),
     "a new model must beat the old one, paired": (5, _refuses)}
 
-# %% ../nbs/lib/24_maturity.ipynb #141e76ba
+# %% ../nbs/lib/24_maturity.ipynb #db389984
 def _sealed(seen: Installation) -> tuple[bool, str]:
     return bool(seen.live), ", ".join(f"{line}: {p.version}" for line, p in seen.live.items()) or "no package answers"
 
-
+# %% ../nbs/lib/24_maturity.ipynb #52e4b79d
 def _registered(seen: Installation) -> tuple[bool, str]:
     from amhs.registry import list_versions, open_registry
 
@@ -156,7 +156,7 @@ def _registered(seen: Installation) -> tuple[bool, str]:
         found = list_versions()
     return len(found) > 0, f"{len(found)} versions in the registry"
 
-
+# %% ../nbs/lib/24_maturity.ipynb #784e49b2
 def _turned_back(seen: Installation) -> tuple[bool, str]:
     with tempfile.TemporaryDirectory() as home:
         for version in ("1-a", "2-b"):
@@ -166,7 +166,7 @@ def _turned_back(seen: Installation) -> tuple[bool, str]:
         back = rollback("HUB1", home).live
         return back == "1-a" and len(deployment_history(home)) == 3, f"switched to 2-b and back to {back}; 3 changes on record"
 
-
+# %% ../nbs/lib/24_maturity.ipynb #3f13be38
 _MANAGEMENT: dict[str, tuple[int, Callable]] = {
     "models are sealed packages, hashed, without pickle": (1, _sealed),
     "versions are in a registry": (2, _registered),
@@ -174,12 +174,12 @@ _MANAGEMENT: dict[str, tuple[int, Callable]] = {
     "packages prove that they say what the model says": (4, lambda seen: _gates(seen, "inference", "parity", "replay")),
     "promotions are decided by policy and kept": (5, lambda seen: _recorded(seen, "promotion"))}
 
-# %% ../nbs/lib/24_maturity.ipynb #99511d4b
+# %% ../nbs/lib/24_maturity.ipynb #596a8386
 def _answers(seen: Installation) -> tuple[bool, str]:
     off = {line: p.self_test() for line, p in seen.live.items()}
     return bool(off), "; ".join(f"{line} gives its own example's answer, off by {v:.1g} jobs" for line, v in off.items()) or "no package answers"
 
-
+# %% ../nbs/lib/24_maturity.ipynb #85f30b3b
 _SERVING: dict[str, tuple[int, Callable]] = {
     "the package answers here": (1, _answers),
     "the interface keeps its contract and refuses nonsense": (2, lambda seen: _gates(seen, "integration", "contract", "refusals")),
@@ -187,7 +187,7 @@ _SERVING: dict[str, tuple[int, Callable]] = {
     "the service level holds under load": (4, lambda seen: _gates(seen, "integration", "load", "unanswered")),
     "models are switched and switched back without losing a request": (5, lambda seen: _gates(seen, "integration", "rollback", "switch"))}
 
-# %% ../nbs/lib/24_maturity.ipynb #8aa8fcf1
+# %% ../nbs/lib/24_maturity.ipynb #a2ace721
 def _joined(seen: Installation) -> tuple[bool, str]:
     telemetry = simulate(0.25, seed=0).telemetry
     first, last = (t.to_pydatetime() for t in telemetry["timestamp"].iloc[[0, -1]])
@@ -196,7 +196,7 @@ def _joined(seen: Installation) -> tuple[bool, str]:
         once, twice = (join_outcomes(store, {"HUB1": load_site()}, first, last, last) for _ in range(2))
     return once > 0 and twice == 0, f"{once} outcomes joined, {twice} when joined again"
 
-
+# %% ../nbs/lib/24_maturity.ipynb #f851471a
 def _told(seen: Installation) -> tuple[bool, str]:
     finding = _findings("performance").head(1)
     with tempfile.TemporaryDirectory() as home, open_store(f"sqlite:///{home}/s.sqlite") as store:
@@ -206,7 +206,7 @@ def _told(seen: Installation) -> tuple[bool, str]:
         lines = (Path(home) / "alerts.jsonl").read_text().splitlines()
     return len(lines) == 1, f"an alert sent twice was told {len(lines)} time(s)"
 
-
+# %% ../nbs/lib/24_maturity.ipynb #30933170
 def _limits(seen: Installation) -> tuple[bool, str]:
     has = [line for line, p in seen.live.items() if (p.folder / "baseline.json").is_file()]
     return bool(has), f"packages with control limits of their own: {', '.join(has) or 'none'}"
@@ -221,7 +221,7 @@ _MONITORING: dict[str, tuple[int, Callable]] = {
 
 ROWS = {"model development": _DEVELOPMENT, "training process": _TRAINING, "model management": _MANAGEMENT, "serving": _SERVING, "monitoring": _MONITORING}
 
-# %% ../nbs/lib/24_maturity.ipynb #ed9fe099
+# %% ../nbs/lib/24_maturity.ipynb #0689564a
 class Check(NamedTuple):
     "One point of one row"
     row: str
@@ -230,7 +230,7 @@ class Check(NamedTuple):
     passed: bool
     evidence: str
 
-
+# %% ../nbs/lib/24_maturity.ipynb #ab83b7b1
 def _carried_out(seen: Installation, row: str, name: str, level: int, work: Callable) -> Check:
     "Carry out one check; one that fails to run has not passed, and says why."
     try:
@@ -239,7 +239,7 @@ def _carried_out(seen: Installation, row: str, name: str, level: int, work: Call
         passed, evidence = False, str(e)
     return Check(row, level, name, bool(passed), evidence)
 
-
+# %% ../nbs/lib/24_maturity.ipynb #16daf8e1
 def run_checks(
     rows: Mapping[str, Mapping[str, tuple[int, Callable]]] = ROWS,  # row -> check -> level, work
 ) -> pd.DataFrame:  # row, level, check, passed, evidence
@@ -259,7 +259,7 @@ def maturity_scores(
         found[row] = {"score": 5 * full / len(points) + float(beyond), "holds_up_to": full, "missing": "; ".join(points.loc[~points["passed"], "check"])}
     return pd.DataFrame.from_dict(found, orient="index").rename_axis("row")
 
-# %% ../nbs/lib/24_maturity.ipynb #ec862778
+# %% ../nbs/lib/24_maturity.ipynb #64041001
 def maturity_page(
     checks: pd.DataFrame,  # from `run_checks`
     at: datetime,  # when they ran
@@ -272,7 +272,7 @@ def maturity_page(
         text += [f"\n## {row.capitalize()}: {scores.at[row, 'score']:.1f}\n", markdown_table(shown)]
     return page("Maturity", markdown_html("\n".join(text)))
 
-
+# %% ../nbs/lib/24_maturity.ipynb #fc45bb07
 def write_maturity(
     path: Path | str | None = None,  # the page; None: maturity.html in the folder of runs
     clock: Callable[[], datetime] = lambda: datetime.now().astimezone(),  # of the page

@@ -62,13 +62,13 @@ class Facts:
     changed: datetime | None = None  # when the traffic last changed for good, if it did: its model is still young
     zone: str = "UTC"  # of the quiet hours
 
-# %% ../nbs/lib/18_retrain.ipynb #615b0f06
+# %% ../nbs/lib/18_retrain.ipynb #0f02ae49
 FINDING_COLUMNS = ("day", "line", "kind", "name", "severity", "value", "low", "high", "since", "what")
 QUALITY = ("missing", "stuck", "telemetry_gap")  # kinds that speak of broken data, not of other traffic
 DRIFT = ("data_drift", "feature_drift", "prediction_drift", "label_drift")
 WORSE = ("performance", "calibration")
 
-
+# %% ../nbs/lib/18_retrain.ipynb #c2324b00
 def _alarming(findings: pd.DataFrame, kinds: Iterable[str]) -> pd.DataFrame:
     "Findings of some kinds that are more than a remark."
     return findings[findings["kind"].isin(list(kinds)) & findings["severity"].isin(["warning", "critical"])]
@@ -87,10 +87,10 @@ def findings_table(
             rows += [{"line": record.subject, **found, "day": day} for found in detail.get("findings", [])]
     return pd.DataFrame(rows, columns=list(FINDING_COLUMNS))
 
-# %% ../nbs/lib/18_retrain.ipynb #36fe8184
+# %% ../nbs/lib/18_retrain.ipynb #101fe83d
 _NO_DAYS = pd.DatetimeIndex([], tz="UTC", name="day")
 
-
+# %% ../nbs/lib/18_retrain.ipynb #00b1e196
 def _utc(time: Any) -> pd.Timestamp:
     "A time in UTC, whatever it came as."
     stamp = pd.Timestamp(time)
@@ -130,12 +130,12 @@ def _change_reasons(table: pd.DataFrame, policy: Policy) -> list[tuple[str, str]
             ("drift", 0 < policy.drift_days <= drift, f"inputs or labels have been unlike those learnt from for {drift} checks in a row")]
     return [(name, said) for name, holds, said in rows if holds]
 
-# %% ../nbs/lib/18_retrain.ipynb #a2b2c52e
+# %% ../nbs/lib/18_retrain.ipynb #2c5ffee0
 def _days_since(when: datetime | None, now: datetime) -> float:
     "Days between two times; endless if there was none."
     return float("inf") if when is None else (now - when) / timedelta(days=1)
 
-
+# %% ../nbs/lib/18_retrain.ipynb #74ebe274
 def _plan_reasons(facts: Facts, policy: Policy) -> list[tuple[str, str]]:
     "Reasons that lie in the calendar or in the amount of data."
     age = _days_since(facts.last_trained, facts.now)
@@ -223,12 +223,12 @@ def decide(
     names, said = tuple(n for n, _ in why), tuple(s for _, s in why)
     return Verdict(bool(why) and not held, names, _first_guess(fresh, names), table, said, tuple(held))
 
-# %% ../nbs/lib/18_retrain.ipynb #b4a808e3
+# %% ../nbs/lib/18_retrain.ipynb #9405639b
 def _plain_rows(table: pd.DataFrame) -> list[dict]:
     "A table as values fit for JSON."
     return json.loads(table.to_json(orient="records", date_format="iso", double_precision=6))
 
-
+# %% ../nbs/lib/18_retrain.ipynb #d1527ca0
 def _decision(kind: str, line: str, at: datetime, why: str, detail: Mapping, who: str) -> dict:
     "A row of `decisions`."
     key = sha256_json([kind, line, at.isoformat()])[:24]
@@ -252,10 +252,10 @@ def record_verdict(
     store.write("decisions", [row])
     return row["id"]
 
-# %% ../nbs/lib/18_retrain.ipynb #466fe1c1
+# %% ../nbs/lib/18_retrain.ipynb #6650ff7b
 CAUSES = ("data_quality", "capacity_change", "concept_change", "covariate_shift", "label_shift", "none")
 
-
+# %% ../nbs/lib/18_retrain.ipynb #283d6b25
 @dataclass(frozen=True)
 class Cause:
     "Why forecasts got worse, or would."
@@ -295,10 +295,10 @@ def broken_minutes(
     table.loc["minutes"] = [0.0, missing_share(part)]
     return table.assign(share=table.sum(axis=1)).rename_axis("column").sort_values("share", ascending=False)
 
-# %% ../nbs/lib/18_retrain.ipynb #f0143123
+# %% ../nbs/lib/18_retrain.ipynb #0c0497f3
 _MOST_BROKEN = 0.03  # minutes times sensors; a few minutes a day are everyday life
 
-
+# %% ../nbs/lib/18_retrain.ipynb #0220a201
 def _quality_test(telemetry: pd.DataFrame, since: pd.Timestamp) -> dict:
     "Are sensors broken that were not?"
     before, after = broken_minutes(telemetry, until=since)["share"], broken_minutes(telemetry, since)["share"]
@@ -307,10 +307,10 @@ def _quality_test(telemetry: pd.DataFrame, since: pd.Timestamp) -> dict:
     what = "share of minutes with a stuck or silent sensor, or without a row, more than before"
     return _test("data_quality", more.sum(), _MOST_BROKEN, worst.index[:5], what)
 
-# %% ../nbs/lib/18_retrain.ipynb #9d864176
+# %% ../nbs/lib/18_retrain.ipynb #86f128d7
 _CAPACITY_MOVED = 0.05  # of the usual value
 
-
+# %% ../nbs/lib/18_retrain.ipynb #72d1601e
 def usual_capacity(
     telemetry: pd.DataFrame,  # one row per line and minute
 ) -> pd.Series:  # column -> usual value, in the column's unit
@@ -330,10 +330,10 @@ def _capacity_test(old: pd.DataFrame, new: pd.DataFrame) -> dict:
     value = sure.abs().max() if len(sure) else 0.0
     return _test("capacity_change", value, _CAPACITY_MOVED, worst.index[:5], "relative change of a usual capacity")
 
-# %% ../nbs/lib/18_retrain.ipynb #c36aa6c0
+# %% ../nbs/lib/18_retrain.ipynb #86800271
 _AHEAD_MIN, _BLOCK_MIN = 10, 180
 
-
+# %% ../nbs/lib/18_retrain.ipynb #d188cc1c
 def _states(telemetry: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, list[str]]:
     "States (rows, 3 * columns) and the means of the next minutes (rows, columns), float64, of one line; NaN at the end."
     names = [c for c in COLUMNS if c in telemetry and telemetry[c].notna().any() and c not in usual_capacity(telemetry)]
@@ -342,12 +342,12 @@ def _states(telemetry: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, list[str]]
     ahead = now[::-1].rolling(_AHEAD_MIN).mean()[::-1].shift(-1)
     return np.column_stack([now, *means]), ahead.to_numpy(), names
 
-# %% ../nbs/lib/18_retrain.ipynb #7a35fdbf
+# %% ../nbs/lib/18_retrain.ipynb #37872f4d
 def _ridge(X: np.ndarray, Y: np.ndarray, ridge: float = 500.0) -> np.ndarray:
     "Weights (features, outcomes) of a plain regression."
     return np.linalg.solve(X.T @ X + ridge * np.eye(X.shape[1]), X.T @ Y)
 
-
+# %% ../nbs/lib/18_retrain.ipynb #84901468
 def _scaled(values: np.ndarray, rows: np.ndarray, most: float) -> np.ndarray:
     "Columns in standard deviations of some rows, nothing further out than `most`."
     spread = values[rows].std(axis=0)
@@ -378,10 +378,10 @@ def moved(
     found = (new.median() - old.median()) / spread.clip(lower=1e-3)
     return found.reindex(found.abs().sort_values(ascending=False).index).rename("moved").rename_axis("column")
 
-# %% ../nbs/lib/18_retrain.ipynb #ea3ab623
+# %% ../nbs/lib/18_retrain.ipynb #713fb7d0
 _CONCEPT_MOVED, _PACE_MOVED = 2.6, 0.7  # spreads of a block
 
-
+# %% ../nbs/lib/18_retrain.ipynb #9c7b2374
 def _concept_tests(telemetry: pd.DataFrame, since: pd.Timestamp) -> list[dict]:
     "Does the same state lead to other flows and queues; and has the hub's pace changed?"
     found = moved(telemetry, since)
@@ -391,17 +391,17 @@ def _concept_tests(telemetry: pd.DataFrame, since: pd.Timestamp) -> list[dict]:
     return [_test("concept_change", outcome.abs().max(), _CONCEPT_MOVED, loud[:5], "move of queue and flows, given the hub's state"),
             _test("covariate_shift", np.sqrt((pace.clip(-20, 20) ** 2).mean()), _PACE_MOVED, pace.index[:5], "move of load and pace, given the hub's state")]
 
-# %% ../nbs/lib/18_retrain.ipynb #7733c5e6
+# %% ../nbs/lib/18_retrain.ipynb #2b74af6c
 def _shift(values: pd.DataFrame, is_new: np.ndarray, minutes: np.ndarray) -> pd.Series:
     "How far each column's level moved, in spreads of a block."
     blocks = values.groupby([is_new, minutes // 1440]).mean()
     old, new = blocks.loc[False], blocks.loc[True]
     return (new.median() - old.median()) / (old.std(ddof=0).clip(lower=1e-6) + 0.05 * old.mean().abs())
 
-
+# %% ../nbs/lib/18_retrain.ipynb #535974d5
 _STATES_MOVED, _LABELS_MOVED = 5.0, 2.5  # spreads of a day
 
-
+# %% ../nbs/lib/18_retrain.ipynb #c9a9d5d2
 def _shift_tests(telemetry: pd.DataFrame, since: pd.Timestamp, site: Site) -> list[dict]:
     "Did states or labels become others?"
     names = [c for c in COLUMNS if c in telemetry and c not in usual_capacity(telemetry)]
@@ -413,7 +413,7 @@ def _shift_tests(telemetry: pd.DataFrame, since: pd.Timestamp, site: Site) -> li
     return [_test("other_states", states.abs().max(), _STATES_MOVED, far.index[:5], "move of a column's daily level, in spreads of a day"),
             _test("label_shift", surges.abs().max(), _LABELS_MOVED, ["surge_class_10"], "move of the share of surges, in spreads of a day")]
 
-# %% ../nbs/lib/18_retrain.ipynb #fcb54ddc
+# %% ../nbs/lib/18_retrain.ipynb #3ce0e91d
 _SAYS = {
     "data_quality": "Sensors are broken, not the model: repair {columns}, and leave these hours out.",
     "capacity_change": "The hub itself was changed: {columns}. What was learnt about a full hub no longer holds.",
@@ -423,7 +423,7 @@ _SAYS = {
     "none": "Nothing is found that a retraining would cure.",
 }
 
-
+# %% ../nbs/lib/18_retrain.ipynb #5be73751
 def _named(tests: pd.DataFrame, findings: pd.DataFrame) -> str:
     "The first cause that holds, in the order in which one would be taken for the next."
     holds = tests.set_index("test")["holds"]
@@ -474,14 +474,14 @@ def find_cause(
                           *_shift_tests(telemetry, since, load_site(site))])
     return _told(_named(tests, findings), tests, since)
 
-# %% ../nbs/lib/18_retrain.ipynb #a1690367
+# %% ../nbs/lib/18_retrain.ipynb #8d0e23b3
 def _told(name: str, tests: pd.DataFrame, since: pd.Timestamp | None) -> Cause:
     "A cause with its columns and its sentence."
     rows = tests[tests["test"].eq(name)] if len(tests) else tests
     columns = tuple(filter(None, rows["columns"].iloc[0].split(", "))) if len(rows) else ()
     return Cause(name, columns, tests, since if name != "none" else None, _SAYS[name].format(columns=", ".join(columns) or "no single column"))
 
-
+# %% ../nbs/lib/18_retrain.ipynb #a62e6027
 def _guessed(findings: pd.DataFrame) -> Cause:
     "A cause by the findings alone."
     kinds = {"data_quality": QUALITY, "capacity_change": ("capacity",), "covariate_shift": ("data_drift", "feature_drift"),
@@ -523,10 +523,10 @@ def broken_periods(
     found = found[found["column"].isin(columns_of("target", "inflow", "outflow")) & (found["minutes"] >= least_min)]
     return [(r.start.to_pydatetime(), (r.end + pd.Timedelta(minutes=1)).to_pydatetime()) for r in found.sort_values("start").itertuples()]
 
-# %% ../nbs/lib/18_retrain.ipynb #004cabba
+# %% ../nbs/lib/18_retrain.ipynb #9c1902a4
 _CHANGED = ("capacity_change", "concept_change", "covariate_shift", "label_shift")
 
-
+# %% ../nbs/lib/18_retrain.ipynb #f0f2baf1
 def design(
     cause: Cause,  # from `find_cause`
     telemetry: pd.DataFrame,  # one line's, all there is
@@ -571,12 +571,12 @@ def record_plan(
     store.write("decisions", [row])
     return row["id"]
 
-# %% ../nbs/lib/18_retrain.ipynb #06be7bfa
+# %% ../nbs/lib/18_retrain.ipynb #b06ad103
 def _cut(first: datetime, last: datetime, *shares: float) -> list[datetime]:
     "Where the last parts of a period begin."
     return [last - (last - first) * sum(shares[i:]) for i in range(len(shares))]
 
-
+# %% ../nbs/lib/18_retrain.ipynb #34eceb9e
 def _parts(plan: Plan) -> tuple[dict[str, list[str]], tuple, tuple]:
     "Blocks, old test and training periods of a plan, gaps between them."
     gap, minute = timedelta(minutes=PURGE_GAP_MIN), timedelta(minutes=1)
@@ -604,7 +604,7 @@ def compose(
     return Labelled(telemetry, build_targets(telemetry, site=site), times=_parts(plan)[0], truth=NO_TRUTH, site=site, learn=_parts(plan)[2],
                     old_test=_parts(plan)[1])
 
-# %% ../nbs/lib/18_retrain.ipynb #fb414ade
+# %% ../nbs/lib/18_retrain.ipynb #c4efc8da
 def kept_choice(
     current: Forecaster,  # the live model
 ) -> dict:  # model, feature_set, hyper: what stage 06 trains
@@ -612,7 +612,7 @@ def kept_choice(
     hyper = {k: v for k, v in current.hyper.model_dump().items() if k not in ("feature_set", "device", "jobs")}
     return {"model": current.name, "feature_set": current.feature_set, "hyper": hyper, "score": float("nan"), "default_score": float("nan")}
 
-
+# %% ../nbs/lib/18_retrain.ipynb #35160d10
 def successor(
     current: Forecaster,  # the live model
     data: Labelled,  # from `compose`
@@ -623,13 +623,13 @@ def successor(
     choice = kept_choice(current)
     return fitted(data, make_model(current.name, current.horizons, seed, **({"feature_set": current.feature_set} | choice["hyper"] | hyper)))
 
-# %% ../nbs/lib/18_retrain.ipynb #d9ac065c
+# %% ../nbs/lib/18_retrain.ipynb #1e4126f7
 class Promotion(NamedTuple):
     "What becomes of a new model, and why"
     verdict: str  # promote, wait, refuse
     sentence: str
 
-
+# %% ../nbs/lib/18_retrain.ipynb #b4bc131c
 _OBJECTIONS = {
     "gain_on_new_data": "its gain on the new data cannot be told from chance",
     "classes_on_new_data": "it is worse at surge classes",
@@ -637,7 +637,7 @@ _OBJECTIONS = {
 }
 _OPS = {"<": operator.lt, "<=": operator.le, ">=": operator.ge}
 
-# %% ../nbs/lib/18_retrain.ipynb #8f375498
+# %% ../nbs/lib/18_retrain.ipynb #1976aed8
 def _objections(comparisons: pd.DataFrame, policy: Policy, old_counts: bool, horizon_min: int) -> list[str]:
     "Why a new model may not take over."
     gates = comparison_gates(comparisons, policy.max_loss if old_counts else None, horizon_min)
@@ -649,7 +649,7 @@ def _objections(comparisons: pd.DataFrame, policy: Policy, old_counts: bool, hor
         said.append(f"it gains less than the {policy.min_gain:.0%} that are asked for")
     return said
 
-
+# %% ../nbs/lib/18_retrain.ipynb #49d02328
 def _mae(comparisons: pd.DataFrame, horizon_min: int) -> pd.Series:
     "The number that decides."
     return comparisons.query("data == 'new' and metric == 'mae' and target == 'max' and horizon_min == @horizon_min").iloc[0]
@@ -686,13 +686,13 @@ def record_promotion(
     store.write("decisions", [row])
     return row["id"]
 
-# %% ../nbs/lib/18_retrain.ipynb #465c569f
+# %% ../nbs/lib/18_retrain.ipynb #412ea5cf
 class Retrained(NamedTuple):
     "A packed successor and how it compares"
     folder: Path  # of the package
     comparisons: pd.DataFrame  # from `four_comparisons`
 
-
+# %% ../nbs/lib/18_retrain.ipynb #36dcc16c
 def retrain_in_process(
     telemetry: pd.DataFrame,  # one line's, at least from `plan.since` on
     plan: Plan,  # from `design`
@@ -715,14 +715,14 @@ def retrain_in_process(
         packed = pack(folder, confirmed, new, data, criteria, params, number)
     return Retrained(packed, comparisons)
 
-# %% ../nbs/lib/18_retrain.ipynb #9a3c7caa
+# %% ../nbs/lib/18_retrain.ipynb #29607dba
 def _as_gates(comparisons: pd.DataFrame) -> pd.DataFrame:
     "What the comparison says, as a card of a model shows it."
     at = _mae(comparisons, 10)
     rows = [("mae_max_10", at["new"], "<=", at["current"], "jobs, against the current model on the new data")]
     return pd.DataFrame(rows, columns=["criterion", "value", "op", "limit", "why"]).set_index("criterion")
 
-
+# %% ../nbs/lib/18_retrain.ipynb #48cf5167
 def pack(
     folder: Path | str,  # where; replaced as a whole
     confirmed: Path | str,  # from `package_model`
@@ -739,14 +739,14 @@ def pack(
     chosen = candidates.index[candidates["chosen"]][0]
     return write_package(folder, confirmed, data, engines[chosen], candidates, criteria, params, number)
 
-# %% ../nbs/lib/18_retrain.ipynb #3b8116b6
+# %% ../nbs/lib/18_retrain.ipynb #267e0b7e
 def policy_of(
     params: TriggerParams,  # of stage 13
 ) -> Policy:
     "The policy among a stage's parameters."
     return Policy(**params.model_dump(include=set(Policy.model_fields)))
 
-
+# %% ../nbs/lib/18_retrain.ipynb #63a340e0
 def policy_table(
     policy: Policy,  # from `load_policy`
 ) -> pd.DataFrame:  # one row per rule: value
@@ -764,14 +764,14 @@ class Situation:
     days: tuple[pd.Timestamp, ...]  # that were monitored
     model: str = ""  # version of the live package; empty: rules alone
 
-# %% ../nbs/lib/18_retrain.ipynb #6a980306
+# %% ../nbs/lib/18_retrain.ipynb #7ac5f0bc
 def trained_until(
     package: Package,  # loaded
 ) -> datetime:  # newest minute of its validation block, about
     "Up to when a package has learnt."
     return datetime.fromtimestamp(read_json(package.folder / "example.json")["minute"] * 60, UTC)
 
-
+# %% ../nbs/lib/18_retrain.ipynb #e0c70fbd
 def _past(decisions: pd.DataFrame, line: str, kind: str) -> list[tuple[datetime, dict]]:
     "Records of a line of one kind: when, detail."
     rows = decisions[decisions["subject"].eq(line) & decisions["kind"].eq(kind)]
@@ -793,13 +793,13 @@ def facts_of(
     seen = store.read("observations", line=line, since=learnt, until=now, columns=["minute"]) if learnt else ()
     return Facts(now, learnt, len(seen), tuple(retrained), manual, max(plans, default=None), package.site.timezone if package else "UTC")
 
-# %% ../nbs/lib/18_retrain.ipynb #edcc687a
+# %% ../nbs/lib/18_retrain.ipynb #3b28db63
 def _newest(store: Any, line: str) -> datetime:
     "The minute after the newest observed."
     minutes, _ = store.newest(line, 1)
     return datetime.fromtimestamp((int(minutes[-1]) + 1) * 60, UTC)
 
-
+# %% ../nbs/lib/18_retrain.ipynb #d7dab93b
 def situations(
     store: Any,  # an open `Store`
     params: TriggerParams,  # lines, manual, now
@@ -815,14 +815,14 @@ def situations(
         found[line] = Situation(findings_table(own), facts_of(store, line, now, package, params.manual or None), days, package.version if package else "")
     return found
 
-
+# %% ../nbs/lib/18_retrain.ipynb #15b166bf
 def monitoring_rows(
     store: Any,  # an open `Store`
 ) -> pd.DataFrame:  # rows of `decisions` of kind `monitoring`
     "What monitoring recorded."
     return store.read("decisions", kind="monitoring")
 
-# %% ../nbs/lib/18_retrain.ipynb #0b9dd833
+# %% ../nbs/lib/18_retrain.ipynb #a06f669d
 def situation_table(
     known: Mapping[str, Situation],  # from `situations`
 ) -> pd.DataFrame:  # one row per line: now, model, trained until, new rows, checks, findings, retrainings
@@ -833,7 +833,7 @@ def situation_table(
     columns = ["now", "model", "trained_until", "new_rows", "checks", "found", "retrainings"]
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("line")
 
-
+# %% ../nbs/lib/18_retrain.ipynb #878283fd
 def evidence_table(
     verdicts: Mapping[str, Verdict],  # line -> from `decide`
 ) -> pd.DataFrame:  # one row per line and day
@@ -842,7 +842,7 @@ def evidence_table(
     table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["line", "day"])
     return table.assign(day=[f"{d:%Y-%m-%d}" for d in table["day"]]).set_index("line")
 
-# %% ../nbs/lib/18_retrain.ipynb #7294ccb4
+# %% ../nbs/lib/18_retrain.ipynb #3799bf14
 def verdict_table(
     verdicts: Mapping[str, Verdict],  # line -> from `decide`
 ) -> pd.DataFrame:  # one row per line: decision, reasons, held back by
@@ -851,7 +851,7 @@ def verdict_table(
                    "suspicion": v.cause} for line, v in verdicts.items()}
     return pd.DataFrame.from_dict(rows, orient="index", columns=["decision", "reasons", "held_by", "suspicion"]).rename_axis("line")
 
-
+# %% ../nbs/lib/18_retrain.ipynb #46aa7e0d
 def verdict_rows(
     verdicts: Mapping[str, Verdict],  # line -> from `decide`
 ) -> dict[str, dict]:  # by line, fit for JSON
@@ -890,7 +890,7 @@ def asked_for(
     lately = found[[_utc(d) > newest - pd.Timedelta(days=load_policy().memory_days) for d in found["day"]]]
     return Asked(line, why, lately, bool(set(reasons) & {"manual", "schedule", "volume", "follow_up"}), newest.to_pydatetime())
 
-# %% ../nbs/lib/18_retrain.ipynb #0b95a996
+# %% ../nbs/lib/18_retrain.ipynb #2d3018a6
 def package_in_use(
     line: str,  # a hub
     params: RedesignParams,  # `live`, or a folder
@@ -903,7 +903,7 @@ def package_in_use(
         raise InputError(f"line {line} has no model in use", got=line, fix="deploy one first (`amhs deploy`), or name a package: --set redesign.package=FOLDER")
     return load_package(package_folder(live.live))
 
-
+# %% ../nbs/lib/18_retrain.ipynb #a9f56acc
 def finding_table(
     findings: pd.DataFrame,  # columns of `FINDING_COLUMNS`
 ) -> pd.DataFrame:  # one row per finding: kind, name, severity, value, low, high
@@ -911,7 +911,7 @@ def finding_table(
     when = [f"{_utc(d):%Y-%m-%d}" for d in findings["day"]]
     return findings.assign(day=when)[["day", "kind", "name", "severity", "value", "low", "high"]].set_index("day")
 
-
+# %% ../nbs/lib/18_retrain.ipynb #594d6e59
 def test_table(
     cause: Cause,  # from `find_cause`
 ) -> pd.DataFrame:  # one row per test: value, limit, holds, columns
@@ -929,7 +929,7 @@ def carriers(
     since = cause.since if cause.since is not None else telemetry["timestamp"].max() - pd.Timedelta(days=new_days)
     return moved(_reference(telemetry, since, old_days), since)
 
-# %% ../nbs/lib/18_retrain.ipynb #dc719876
+# %% ../nbs/lib/18_retrain.ipynb #c78ba3cf
 def hand_over(
     plan: Plan,  # from `design`
     data: Labelled,  # from `compose`
@@ -944,21 +944,21 @@ def hand_over(
     with atomic_path(package) as tmp:
         shutil.copytree(current.folder, tmp)
 
-
+# %% ../nbs/lib/18_retrain.ipynb #34d086f9
 def read_plan(
     path: Path | str,  # plan.json
 ) -> Plan:
     "The plan of stage 14."
     return checked(Plan, read_json(path), Path(path).name)
 
-
+# %% ../nbs/lib/18_retrain.ipynb #6a1a0e07
 def read_comparisons(
     path: Path | str,  # comparisons.json
 ) -> pd.DataFrame:  # as `four_comparisons`
     "The four comparisons of stage 07."
     return pd.DataFrame(read_json(path)["comparisons"])
 
-
+# %% ../nbs/lib/18_retrain.ipynb #b874405a
 def comparison_rows(
     comparisons: pd.DataFrame,  # from `four_comparisons`
 ) -> pd.DataFrame:  # errors and class numbers of all horizons, for people
@@ -982,7 +982,7 @@ def concluded(
         return Promotion("wait", f"Told only, as asked. {found.sentence}")
     return found
 
-# %% ../nbs/lib/18_retrain.ipynb #ad311c75
+# %% ../nbs/lib/18_retrain.ipynb #ff5103d4
 def take_over(
     store: Any,  # an open `Store`
     found: Promotion,  # from `concluded`
@@ -1004,7 +1004,7 @@ def take_over(
         record_promotion(store, found, comparisons, line, (old.version, new.version if new else ""), plan.until, who=run_id)
     return {"verdict": found.verdict, "sentence": found.sentence, "current": old.version, "new": new.version if new else "", "lines": lines}
 
-
+# %% ../nbs/lib/18_retrain.ipynb #314bab12
 def champion_follows(
     run: Path | str,  # folder of a retraining's run
 ) -> str:  # one line to show; empty: nothing to say
@@ -1024,7 +1024,7 @@ def champion_follows(
     except (AmhsError, LookupError) as e:
         return f"The registry does not know of this promotion: {e}"
 
-
+# %% ../nbs/lib/18_retrain.ipynb #44d69a13
 def outcome_table(
     record: Mapping,  # from `take_over`
 ) -> pd.DataFrame:  # one row per fact: value
