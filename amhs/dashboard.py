@@ -171,7 +171,7 @@ def monitoring_figures(
     found = pd.DataFrame(rows) if rows else pd.DataFrame({"at": pd.Series(dtype="datetime64[us, UTC]"), "line": [], "model": []})
     return found.drop_duplicates(["at", "line"], keep="last").sort_values(["at", "line"], ignore_index=True)
 
-# %% ../nbs/lib/18_dashboard.ipynb #7a7efe69
+# %% ../nbs/lib/18_dashboard.ipynb #0d56bb8f
 _FOUND = ("kind", "name", "severity", "value", "low", "high", "what")
 
 
@@ -189,7 +189,7 @@ def monitoring_findings(
     grave = found["severity"].map({s: i for i, s in enumerate(SEVERITIES)}).fillna(len(SEVERITIES))
     return found.assign(grave=grave).sort_values(["at", "grave"], ascending=[False, True], ignore_index=True).drop(columns="grave")
 
-
+# %% ../nbs/lib/18_dashboard.ipynb #888decbe
 SEVERITIES = ("critical", "warning", "info")
 
 # %% ../nbs/lib/18_dashboard.ipynb #1b9d1e18
@@ -355,7 +355,7 @@ def now(self: Board) -> tuple[datetime, bool]:  # the time the page is about; wh
     here = newest is None or abs(clock - newest) <= timedelta(hours=1)
     return (clock, True) if here else (newest + timedelta(minutes=1), False)
 
-# %% ../nbs/lib/18_dashboard.ipynb #6cee9f62
+# %% ../nbs/lib/18_dashboard.ipynb #481b05c4
 class View(NamedTuple):
     "What one reader looks at."
 
@@ -365,7 +365,7 @@ class View(NamedTuple):
     lines: tuple[str, ...]  # asked for, or all
     line: str  # the one that is shown large; empty: there is none
 
-
+# %% ../nbs/lib/18_dashboard.ipynb #aaba55c3
 @patch
 def view(
     self: Board,
@@ -401,31 +401,21 @@ def latest(
         return answer_table(a for found in answers for a in found)
     return self._once(("latest", until and minute_of(until)), read)
 
-# %% ../nbs/lib/18_dashboard.ipynb #5aed8745
+# %% ../nbs/lib/18_dashboard.ipynb #9bd2ed4e
 @patch
-def levels(
-    self: Board,
-    line: str,
-    since: datetime,
-    until: datetime,
-) -> pd.DataFrame:  # at, level: jobs at the hub
+def levels(self: Board, line: str, since: datetime, until: datetime) -> pd.DataFrame:  # at, level: jobs at the hub
     "What was observed."
     def read():
         rows = self.store.read("observations", line, since, until, columns=["minute", "values"])
         return pd.DataFrame({"at": _moments(rows["minute"]), "level": rows[COLUMNS[0]].astype(float)})
     return self._once(("levels", line, minute_of(since), minute_of(until)), read)
 
-# %% ../nbs/lib/18_dashboard.ipynb #659cec84
+# %% ../nbs/lib/18_dashboard.ipynb #e147aeb6
 _POINTS = 1440  # answers that are read for a picture
 
 
 @patch
-def answers(
-    self: Board,
-    line: str,
-    since: datetime,
-    until: datetime,
-) -> pd.DataFrame:  # as `answer_table`; one row per minute, without the shadow's
+def answers(self: Board, line: str, since: datetime, until: datetime) -> pd.DataFrame:  # as `answer_table`; one row per minute, without the shadow's
     "What was answered; of a long time a sample."
     every = max(1, int((until - since).total_seconds() / 60 / _POINTS))
 
@@ -435,12 +425,9 @@ def answers(
         return answer_table(rows["answer"])
     return self._once(("answers", line, minute_of(since), minute_of(until)), read)
 
-# %% ../nbs/lib/18_dashboard.ipynb #b5f6a45c
+# %% ../nbs/lib/18_dashboard.ipynb #115759b8
 @patch
-def runs(
-    self: Board,
-    view: View,
-) -> pd.DataFrame:  # as `alarm_runs`
+def runs(self: Board, view: View) -> pd.DataFrame:  # as `alarm_runs`
     "When alarms were on the lines that are looked at."
     def read():
         wanted = ["line", "minute", "role"]
@@ -450,16 +437,16 @@ def runs(
         return alarm_runs(pd.DataFrame({"line": rows["line"], "at": _moments(rows["minute"])}))
     return self._once(("runs", view.lines, minute_of(view.since), minute_of(view.until)), read)
 
-
+# %% ../nbs/lib/18_dashboard.ipynb #9e391497
 def _moments(minutes: pd.Series) -> pd.Series:
     "Minutes since 1970 as times in UTC."
     return pd.to_datetime(minutes.astype("int64") * 60, unit="s", utc=True).astype("datetime64[us, UTC]")
 
-# %% ../nbs/lib/18_dashboard.ipynb #21a9fabb
+# %% ../nbs/lib/18_dashboard.ipynb #2a2f65eb
 @patch
 def episodes(
     self: Board,
-    view: View,
+    view: View,  # what is looked at
     most: int = 50,  # the newest so many
 ) -> pd.DataFrame:  # as `alarm_episodes`, and `verdict`: what operators said of it
     "What fired on the lines that are looked at and why, newest first."
@@ -483,12 +470,12 @@ def _verdicts(episodes: pd.DataFrame, feedback: pd.DataFrame | None) -> list[str
         found.append(str(mine["verdict"].iloc[-1]) if len(mine) else "")
     return found
 
-# %% ../nbs/lib/18_dashboard.ipynb #11a8c0b6
+# %% ../nbs/lib/18_dashboard.ipynb #72245b5f
 @patch
 def decisions(
     self: Board,
-    since: datetime,
-    until: datetime,
+    since: datetime,  # first minute
+    until: datetime,  # first minute after
     kind: str,  # monitoring, alert, retraining …
 ) -> pd.DataFrame:
     "What was decided, oldest first."
@@ -496,65 +483,47 @@ def decisions(
         return self.store.read("decisions", since=since, until=until, kind=kind)
     return self._once(("decisions", minute_of(since), minute_of(until), kind), read)
 
-# %% ../nbs/lib/18_dashboard.ipynb #7f3630e7
+# %% ../nbs/lib/18_dashboard.ipynb #c3d5c26d
 CHECKS_FROM_DAYS = 30  # of daily checks are shown even when the span is shorter
 
 
 @patch
-def checks(
-    self: Board,
-    view: View,
-) -> pd.DataFrame:  # decisions of kind `monitoring` of the lines that are looked at
+def checks(self: Board, view: View) -> pd.DataFrame:  # decisions of kind `monitoring` of the lines that are looked at
     "What monitoring left; at least so many days, because there is one check a day."
     since = min(view.since, view.until - timedelta(days=CHECKS_FROM_DAYS))
     found = self.decisions(since, view.until + timedelta(days=1), "monitoring")
     return found[found["subject"].isin(view.lines)]
 
-# %% ../nbs/lib/18_dashboard.ipynb #d155f09d
+# %% ../nbs/lib/18_dashboard.ipynb #277356df
 @patch
-def figures(
-    self: Board,
-    view: View,
-) -> pd.DataFrame:  # as `monitoring_figures`
+def figures(self: Board, view: View) -> pd.DataFrame:  # as `monitoring_figures`
     "The figures of the checks."
     return monitoring_figures(self.checks(view))
 
-# %% ../nbs/lib/18_dashboard.ipynb #44e8662e
+# %% ../nbs/lib/18_dashboard.ipynb #10cc794e
 @patch
-def findings(
-    self: Board,
-    view: View,
-) -> pd.DataFrame:  # as `monitoring_findings`
+def findings(self: Board, view: View) -> pd.DataFrame:  # as `monitoring_findings`
     "The findings of the checks."
     return monitoring_findings(self.checks(view))
 
-# %% ../nbs/lib/18_dashboard.ipynb #0ddbecb8
+# %% ../nbs/lib/18_dashboard.ipynb #83efdb4e
 @patch
-def spans(
-    self: Board,
-    view: View,
-) -> pd.DataFrame:  # as `deployment_spans`
+def spans(self: Board, view: View) -> pd.DataFrame:  # as `deployment_spans`
     "Which version answered when, as far as it touches the time looked at."
     since = min(view.since, view.until - timedelta(days=CHECKS_FROM_DAYS))
     found = deployment_spans(deployment_records(self.deployed), view.until)
     return found[found["line"].isin(view.lines) & (found["ended"] >= since) & (found["began"] <= view.until)]
 
-# %% ../nbs/lib/18_dashboard.ipynb #db83a6d1
+# %% ../nbs/lib/18_dashboard.ipynb #338e5320
 @patch
-def happened(
-    self: Board,
-    view: View,
-) -> pd.DataFrame:  # as `decision_table`
+def happened(self: Board, view: View) -> pd.DataFrame:  # as `decision_table`
     "Alerts, retrainings, promotions and jobs."
     since = min(view.since, view.until - timedelta(days=CHECKS_FROM_DAYS))
     return decision_table(pd.concat([self.decisions(since, view.until, kind) for kind in HAPPENED], ignore_index=True))
 
-# %% ../nbs/lib/18_dashboard.ipynb #fed2f456
+# %% ../nbs/lib/18_dashboard.ipynb #b7341790
 @patch
-def shares(
-    self: Board,
-    view: View,
-) -> pd.DataFrame:  # as `answer_shares`
+def shares(self: Board, view: View) -> pd.DataFrame:  # as `answer_shares`
     "Where the answers to the lines looked at came from."
     def read():
         step = 60 if view.asked.hours <= 168 else 360
@@ -563,12 +532,9 @@ def shares(
         return answer_shares(rows[rows["role"] != "shadow"])
     return self._once(("shares", view.lines, minute_of(view.since), minute_of(view.until)), read)
 
-# %% ../nbs/lib/18_dashboard.ipynb #2add58e7
+# %% ../nbs/lib/18_dashboard.ipynb #431f5be3
 @patch
-def delays(
-    self: Board,
-    view: View,
-) -> pd.DataFrame:  # as `answer_delays`
+def delays(self: Board, view: View) -> pd.DataFrame:  # as `answer_delays`
     "How late the answers to the lines looked at were; of a long time a sample."
     def read():
         every, wanted = max(1, int(view.asked.hours * 60 * len(view.lines) / 15_000)), ["minute", "made", "role"]
@@ -580,23 +546,17 @@ def delays(
         return answer_delays(pd.DataFrame({"at": at, "delay_s": delay}), "1h" if view.asked.hours <= 168 else "6h")
     return self._once(("delays", view.lines, minute_of(view.since), minute_of(view.until)), read)
 
-# %% ../nbs/lib/18_dashboard.ipynb #eb5d9737
+# %% ../nbs/lib/18_dashboard.ipynb #403b3ba9
 @patch
-def decided(
-    self: Board,
-    view: View,
-) -> tuple[int, ...]:  # how many decisions of each kind, and changes of the deployment
+def decided(self: Board, view: View) -> tuple[int, ...]:  # how many decisions of each kind, and changes of the deployment
     "By what one sees that a check, a decision or a deployment is new."
     since = min(view.since, view.until - timedelta(days=CHECKS_FROM_DAYS))
     made = [len(self.decisions(since, view.until, kind)) for kind in HAPPENED]
     return len(self.checks(view)), *made, len(deployment_records(self.deployed))
 
-# %% ../nbs/lib/18_dashboard.ipynb #747840da
+# %% ../nbs/lib/18_dashboard.ipynb #388cbc62
 @patch
-def site(
-    self: Board,
-    line: str,
-) -> Site | None:  # None: not known
+def site(self: Board, line: str) -> Site | None:  # None: not known
     "The site of a line, by its package or its deployment."
     def read():
         told = read_deployment(self.deployed).lines.get(line)
@@ -727,7 +687,7 @@ def figures_for_prometheus(
     registry.register(MonitorCollector(store if isinstance(store, Board) else Board(store, clock=now)))
     return generate_latest(registry).decode()
 
-# %% ../nbs/lib/18_dashboard.ipynb #ecd643a4
+# %% ../nbs/lib/18_dashboard.ipynb #9f750c7c
 class Words(dict):
     "Texts of a language by name; a name that is not there stands for itself."
 
@@ -738,14 +698,14 @@ class Words(dict):
         "A text with values put into it."
         return self[name].format_map(Words(values))
 
-
+# %% ../nbs/lib/18_dashboard.ipynb #96867bdd
 def load_words(
     lang: str,  # en or ko
 ) -> Words:  # name -> text
     "The texts of a language."
     return Words(read_yaml(settings().params / "templates" / lang / "dashboard.yaml"))
 
-# %% ../nbs/lib/18_dashboard.ipynb #6d873082
+# %% ../nbs/lib/18_dashboard.ipynb #53c5d498
 def number_text(
     value: Any,  # a number, or nothing
 ) -> str:  # short
@@ -754,10 +714,10 @@ def number_text(
         return "–"
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"
 
-
+# %% ../nbs/lib/18_dashboard.ipynb #ad7fb9c1
 def finding_text(
     finding: Mapping[str, Any],  # kind, name, value, low, high, what
-    words: Words,
+    words: Words,  # of a language
 ) -> str:  # a sentence
     "What a check found, in the reader's language."
     if not (told := words.get(f"found_{finding['kind']}")) or words["lang"] == "en":
@@ -818,17 +778,17 @@ code { font-size: .84em; background: var(--card); padding: 0 .3em; border-radius
   table { width: max-content } td { max-width: 17rem } td:first-child { position: sticky; left: 0; background: var(--bg) } }
 """
 
-# %% ../nbs/lib/18_dashboard.ipynb #92118ee1
+# %% ../nbs/lib/18_dashboard.ipynb #33b51753
 def _text(value: Any) -> str:
     "Anything as escaped text."
     return html.escape(number_text(value) if isinstance(value, float) else "–" if value is None else str(value))
 
-
+# %% ../nbs/lib/18_dashboard.ipynb #2efe3724
 def _zone(site: Site | None) -> ZoneInfo:
     "The zone a line's times are shown in."
     return ZoneInfo(site.timezone) if site else ZoneInfo("UTC")
 
-
+# %% ../nbs/lib/18_dashboard.ipynb #222bb99f
 def clock_text(
     at: datetime,  # with its zone
     site: Site | None = None,  # None: shown in UTC
@@ -837,14 +797,14 @@ def clock_text(
     "A time as a person on the site reads it."
     return pd.Timestamp(at).tz_convert(_zone(site)).strftime("%m-%d %H:%M" if day else "%H:%M")
 
-# %% ../nbs/lib/18_dashboard.ipynb #90c94f86
+# %% ../nbs/lib/18_dashboard.ipynb #94a59db7
 def legend_html(
     entries: Iterable[tuple[str, str]],  # colour, text
 ) -> str:  # HTML that wraps
     "What the colours of a figure mean."
     return tag("div", *(tag("span", tag("i", style=f"background:{colour}"), _text(text)) for colour, text in entries), class_="legend")
 
-
+# %% ../nbs/lib/18_dashboard.ipynb #48d72c84
 def table_html(
     table: pd.DataFrame,  # texts and numbers
     words: Words,  # for the heads
@@ -887,12 +847,12 @@ def line_status(
         return "late", "warn"
     return ("calm", "good") if row["source"] in ("hybrid", "model") else (row["source"], "warn")
 
-# %% ../nbs/lib/18_dashboard.ipynb #5ad11f15
+# %% ../nbs/lib/18_dashboard.ipynb #413e4bd5
 def tile_html(
-    board: Board,
+    board: Board,  # what is read
     row: Mapping[str, Any],  # of `latest`
-    view: View,
-    words: Words,
+    view: View,  # what is looked at
+    words: Words,  # of a language
 ) -> str:  # HTML, a link to the line
     "A line at a glance: level, what comes, whether there is an alarm, how old the newest minute is."
     site, (status, tone) = board.site(row["line"]), line_status(row, view.until)
@@ -905,16 +865,16 @@ def tile_html(
     href = address(view.asked, line=row["line"])
     return tag("a", top, big, course, tag("dl", foreseen, newest), class_=f"tile {'alarm' if status == 'alarm' else ''}", href=href)
 
-
+# %% ../nbs/lib/18_dashboard.ipynb #c96f0b85
 def _foreseen(row: Mapping[str, Any], horizon: int, words: Words) -> str:
     "The highest level within a horizon, with its interval."
     most, high = row.get(f"most_{horizon}"), row.get(f"highest_{horizon}")
     within = f" ≤ {number_text(high)}" if high == high and high is not None else ""
     return tag("dt", _text(words.say("in_min", n=horizon))) + tag("dd", tag("b", _text(most)), tag("small", _text(within)))
 
-# %% ../nbs/lib/18_dashboard.ipynb #f1f26b29
+# %% ../nbs/lib/18_dashboard.ipynb #169242ec
 def address(
-    asked: Asked,
+    asked: Asked,  # what was asked for
     **changes: Any,  # other than asked for
 ) -> str:  # ?line=HUB1&hours=24
     "The page's address for what is asked for."
@@ -923,12 +883,8 @@ def address(
     wanted, plain = asked.model_copy(update=changes).model_dump(mode="json"), Asked().model_dump(mode="json")
     return "?" + urlencode({k: f"{v:g}" if isinstance(v, float) else v for k, v in wanted.items() if v != plain[k]})
 
-# %% ../nbs/lib/18_dashboard.ipynb #fb6a74e4
-def head_html(
-    board: Board,
-    view: View,
-    words: Words,
-) -> str:  # HTML
+# %% ../nbs/lib/18_dashboard.ipynb #dbfc3c73
+def head_html(board: Board, view: View, words: Words) -> str:  # HTML
     "The head of the page: what it is about, which time, other languages and themes; what to do if there is nothing."
     at, is_now = board.now()
     languages = _choices(view.asked, "lang", {"en": "English", "ko": "한국어"})
@@ -939,13 +895,13 @@ def head_html(
     start = tag("p", *(tag("code", c) + " " for c in ("amhs serve", "amhs operate")))
     return head + old + ("" if view.lines else tag("div", tag("p", _text(words["nothing_yet"])), start, class_="empty"))
 
-
+# %% ../nbs/lib/18_dashboard.ipynb #b57347e6
 def _choices(asked: Asked, name: str, texts: Mapping[str, str]) -> str:
     "Links to the same page, other in one thing."
     links = [tag("b", _text(t)) if getattr(asked, name) == k else tag("a", _text(t), href=address(asked, **{name: k})) for k, t in texts.items()]
     return tag("nav", *links)
 
-# %% ../nbs/lib/18_dashboard.ipynb #1b638f16
+# %% ../nbs/lib/18_dashboard.ipynb #e62bd855
 _FIGURE_CSS = """
 :host { --bk-background-fill-color: var(--bg); --bk-border-fill-color: var(--bg); --bk-outline-line-color: transparent; touch-action: pan-y;
   --bk-axis-line-color: var(--line); --bk-major-tick-line-color: var(--line); --bk-minor-tick-line-color: transparent; --bk-grid-line-color: var(--line);
@@ -966,7 +922,7 @@ def _figure(height: int, title: str = "", **more: Any) -> Any:
     f.xgrid.visible, f.xaxis.formatter, f.xaxis.ticker.desired_num_ticks = False, _times(), 5
     return f
 
-
+# %% ../nbs/lib/18_dashboard.ipynb #31898d0d
 def _times() -> Any:
     "Times on an axis, the same in every language: 09:30, below it 03-01."
     from bokeh.models import DatetimeTickFormatter
@@ -974,12 +930,12 @@ def _times() -> Any:
     dates = DatetimeTickFormatter(**dict.fromkeys(("seconds", "minsec", "minutes", "hourmin", "hours"), "%m-%d"), days="%Y", months="", years="")
     return DatetimeTickFormatter(minutes="%H:%M", hourmin="%H:%M", hours="%H:%M", days="%m-%d", months="%Y-%m", context=dates, context_which="start")
 
-# %% ../nbs/lib/18_dashboard.ipynb #684a6b3e
+# %% ../nbs/lib/18_dashboard.ipynb #240b3c52
 def _naive(times: Any, zone: ZoneInfo) -> Any:
     "Times as an axis shows them: the site's own, without a zone."
     return pd.to_datetime(pd.Series(times), utc=True).dt.tz_convert(zone).dt.tz_localize(None)
 
-
+# %% ../nbs/lib/18_dashboard.ipynb #63664403
 def _hover(f: Any, renderers: list, rows: list[tuple[str, str]], mode: str = "vline") -> None:
     "Have a figure tell its numbers under the pointer."
     from bokeh.models import HoverTool
@@ -987,7 +943,7 @@ def _hover(f: Any, renderers: list, rows: list[tuple[str, str]], mode: str = "vl
     formatters = {"@at": "datetime"}
     f.add_tools(HoverTool(renderers=renderers, tooltips=rows, formatters=formatters, mode=mode, point_policy="snap_to_data"))
 
-# %% ../nbs/lib/18_dashboard.ipynb #d8fb3981
+# %% ../nbs/lib/18_dashboard.ipynb #2ac2ac8c
 def _cut(table: pd.DataFrame, at: str = "at") -> pd.DataFrame:
     "Rows with an empty one in every hole, so that no curve is drawn across it."
     steps = table[at].diff()
@@ -995,12 +951,12 @@ def _cut(table: pd.DataFrame, at: str = "at") -> pd.DataFrame:
     empty = pd.DataFrame({at: holes[at] - pd.Timedelta(seconds=1)})
     return pd.concat([table, empty]).sort_values(at, ignore_index=True) if len(holes) else table
 
-
+# %% ../nbs/lib/18_dashboard.ipynb #dc584f0e
 def forecast_figure(
     levels: pd.DataFrame,  # at, level
     answers: pd.DataFrame,  # from `answer_table`, of one line
     episodes: pd.DataFrame,  # began, ended: from `alarm_runs`, of the same line
-    words: Words,
+    words: Words,  # of a language
     site: Site | None = None,  # its zone and its surge level
     height: int = 320,  # pixels
 ) -> Any:  # a Bokeh figure
@@ -1029,14 +985,14 @@ def _past(f: Any, levels: pd.DataFrame, answers: pd.DataFrame, words: Words, zon
         f.line("at", "level", source=_source(at=_naive(seen["at"], zone), level=seen["level"]), color=LEVEL, line_width=2, name="level")
         _hover(f, [f.select_one({"name": "level"})], [("", "@at{%m-%d %H:%M}"), (words["jobs"], "@level{0}")])
 
-# %% ../nbs/lib/18_dashboard.ipynb #5b68d7ff
+# %% ../nbs/lib/18_dashboard.ipynb #2ae56460
 def _source(**columns: Any) -> Any:
     "Columns for a figure."
     from bokeh.models import ColumnDataSource
 
     return ColumnDataSource({k: np.asarray(v) for k, v in columns.items()})
 
-
+# %% ../nbs/lib/18_dashboard.ipynb #cd3d0689
 def _coming(f: Any, newest: pd.DataFrame, words: Words, zone: ZoneInfo) -> float:
     "The next minutes: the mean foreseen, between lowest and highest; how high the picture must be."
     row, names = newest.iloc[0], ("lowest", "least", "mean", "most", "highest")
@@ -1053,18 +1009,18 @@ def _coming(f: Any, newest: pd.DataFrame, words: Words, zone: ZoneInfo) -> float
     _hover(f, [dots], told, "mouse")
     return float(np.nanmax([*course["highest"], *course["most"]]))
 
-
+# %% ../nbs/lib/18_dashboard.ipynb #b6538ea4
 def _limit(f: Any, level: float) -> None:
     "A dashed line across."
     from bokeh.models import Span
 
     f.add_layout(Span(location=level, dimension="width", line_color=ALARM, line_dash=[6, 4], line_width=1.2, line_alpha=0.8))
 
-# %% ../nbs/lib/18_dashboard.ipynb #a9add908
+# %% ../nbs/lib/18_dashboard.ipynb #ad531fc5
 def daily_figure(
     figures: pd.DataFrame,  # from `monitoring_figures`
     column: str,  # which figure
-    words: Words,
+    words: Words,  # of a language
     limit: str | float | None = None,  # a column, or a number, drawn as a limit
     site: Site | None = None,  # its zone
     height: int = 190,  # pixels
@@ -1093,7 +1049,7 @@ def _limits(f: Any, figures: pd.DataFrame, limit: str | float | None, zone: Zone
     elif isinstance(limit, int | float):
         _limit(f, float(limit))
 
-# %% ../nbs/lib/18_dashboard.ipynb #76aac2e6
+# %% ../nbs/lib/18_dashboard.ipynb #687f7bc9
 _TONES = {"critical": ALARM, "warning": FORESEEN, "info": QUIET}
 
 
@@ -1102,10 +1058,10 @@ def _named(finding: Mapping[str, Any], words: Words) -> str:
     told = f"{words[finding['kind']]}: {words[str(finding['name'])]}" if finding["name"] else words[finding["kind"]]
     return told if len(told) <= 34 else told[:33] + "…"
 
-
+# %% ../nbs/lib/18_dashboard.ipynb #bb4bd393
 def findings_figure(
     findings: pd.DataFrame,  # from `monitoring_findings`
-    words: Words,
+    words: Words,  # of a language
     site: Site | None = None,  # its zone
     span: tuple[datetime, datetime] | None = None,  # of the picture; None: that of the findings
     most: int = 12,  # kinds and names at most: those found oftenest
@@ -1124,7 +1080,7 @@ def findings_figure(
         _hover(f, [marks], [("", "@at{%m-%d}"), (words["line"], "@line"), ("", "@what")], "mouse")
     return f
 
-# %% ../nbs/lib/18_dashboard.ipynb #5a5cbf40
+# %% ../nbs/lib/18_dashboard.ipynb #3ba80177
 _BARS = {"live": LEVEL, "canary": FORESEEN, "shadow": QUIET}
 _MARKS = {"retraining": ("diamond", FORESEEN), "promotion": ("star", GOOD), "alert": ("triangle", ALARM), "plan": ("square", QUIET),
           "request": ("cross", QUIET)}
@@ -1134,11 +1090,11 @@ def _keeps(happened: pd.DataFrame) -> pd.Series:
     "Which decisions are to go on with the model there is."
     return happened["kind"].eq("retraining") & happened["what"].str.lower().str.startswith("keep")
 
-
+# %% ../nbs/lib/18_dashboard.ipynb #48e6af69
 def models_figure(
     spans: pd.DataFrame,  # from `deployment_spans`
     happened: pd.DataFrame,  # from `decision_table`
-    words: Words,
+    words: Words,  # of a language
     since: datetime,  # where the picture begins
     until: datetime,  # where it ends
     site: Site | None = None,  # its zone
@@ -1177,13 +1133,13 @@ def _bars(f: Any, role: str, spans: pd.DataFrame, words: Words, zone: ZoneInfo) 
     if live:
         f.text("at", "line", "named", source=source, text_color="white", text_font_size="12px", text_baseline="middle", x_offset=6)
 
-# %% ../nbs/lib/18_dashboard.ipynb #2114af91
+# %% ../nbs/lib/18_dashboard.ipynb #a4326115
 _SHARES = {"hybrid": LEVEL, "model": GOOD, "rules": FORESEEN, "cache": QUIET}
 
 
 def service_figure(
     service: pd.DataFrame,  # from `answer_shares`
-    words: Words,
+    words: Words,  # of a language
     site: Site | None = None,  # its zone
     height: int = 190,  # pixels
 ) -> Any:  # a Bokeh figure
@@ -1197,10 +1153,10 @@ def service_figure(
     _hover(f, bars[:1], told)
     return f
 
-# %% ../nbs/lib/18_dashboard.ipynb #c4a8ebef
+# %% ../nbs/lib/18_dashboard.ipynb #3ec8abd4
 def delay_figure(
     delays: pd.DataFrame,  # from `answer_delays`
-    words: Words,
+    words: Words,  # of a language
     site: Site | None = None,  # its zone
     height: int = 190,  # pixels
 ) -> Any:  # a Bokeh figure
@@ -1212,22 +1168,18 @@ def delay_figure(
     f.y_range.start = 0
     return f
 
-# %% ../nbs/lib/18_dashboard.ipynb #318e2cd1
+# %% ../nbs/lib/18_dashboard.ipynb #b1b3da74
 def _heading(words: Words, name: str) -> str:
     "The heading of a section and the question it answers."
     return tag("h2", _text(words[name])) + tag("p", _text(words[f"{name}_about"]), class_="soft")
 
-
+# %% ../nbs/lib/18_dashboard.ipynb #a1dc2e39
 def _empty(words: Words, name: str) -> str:
     "What to say where there is nothing to show."
     return tag("div", _text(words[f"{name}_empty"]), class_="empty")
 
-
-def now_section(
-    board: Board,
-    view: View,
-    words: Words,
-) -> list:  # parts
+# %% ../nbs/lib/18_dashboard.ipynb #50160af8
+def now_section(board: Board, view: View, words: Words) -> list:  # parts
     "Now and the next 25 minutes: every line at a glance, one line large."
     said = board.latest(view.asked.until)
     tiles = [tile_html(board, row, view, words) for row in said.to_dict("records")]
@@ -1243,11 +1195,11 @@ def now_section(
     figures = [forecast_figure(*near, words, site), forecast_figure(levels, answers, mine, words, site)]
     return [*parts, tag("h3", _text(view.line)) + legend_html(legend), figures]
 
-# %% ../nbs/lib/18_dashboard.ipynb #b1ed90a3
+# %% ../nbs/lib/18_dashboard.ipynb #15c1ee8d
 def alarms_section(
-    board: Board,
-    view: View,
-    words: Words,
+    board: Board,  # what is read
+    view: View,  # what is looked at
+    words: Words,  # of a language
     most: int = 30,  # episodes shown
 ) -> list:  # parts
     "What fired and why."
@@ -1262,18 +1214,14 @@ def alarms_section(
     said = tag("p", _text(words.say("alarms_said", n=len(board.runs(view)), shown=len(shown))), class_="soft")
     return [_heading(words, "alarms") + said + table_html(table, words)]
 
-# %% ../nbs/lib/18_dashboard.ipynb #07c0fabb
+# %% ../nbs/lib/18_dashboard.ipynb #51fee4d5
 PERFORMANCE = {"mae_max_10": "mae_limit", "skill_max_10": "skill_limit", "balanced_accuracy_10": None, "event_recall": None, "false_per_day": None,
                "coverage": None,
                "estimated_mae_max_10": "mae_limit"}  # figure of a check -> its limit
 _NUMBERS = ("mae_max_10", "skill_max_10", "event_recall", "false_per_day", "coverage", "psi_max", "share_fallback", "lag_min", "rows")
 
 
-def performance_section(
-    board: Board,
-    view: View,
-    words: Words,
-) -> list:  # parts
+def performance_section(board: Board, view: View, words: Words) -> list:  # parts
     "How good the forecasts have been, day by day, against the limits of the confirmed model."
     figures, site = board.figures(view), board.site(view.line)
     if figures.empty:
@@ -1291,11 +1239,11 @@ def _lines_together(table: pd.DataFrame, column: str) -> pd.DataFrame:
     others = [c for c in table if c != column]
     return table.groupby(others, sort=False, as_index=False)[column].agg(lambda names: ", ".join(dict.fromkeys(names)))
 
-# %% ../nbs/lib/18_dashboard.ipynb #6d91c786
+# %% ../nbs/lib/18_dashboard.ipynb #dec640da
 def drift_section(
-    board: Board,
-    view: View,
-    words: Words,
+    board: Board,  # what is read
+    view: View,  # what is looked at
+    words: Words,  # of a language
     most: int = 20,  # findings shown
 ) -> list:  # parts
     "What no longer is as it was when the model learnt."
@@ -1312,11 +1260,11 @@ def drift_section(
     tones = {"critical": "bad", "warning": "warn", "info": ""}
     return [_heading(words, "drift"), *drawn, legend, findings_figure(findings, words, site, span), table_html(table, words, tones)]
 
-# %% ../nbs/lib/18_dashboard.ipynb #52c27309
+# %% ../nbs/lib/18_dashboard.ipynb #398e2f68
 def models_section(
-    board: Board,
-    view: View,
-    words: Words,
+    board: Board,  # what is read
+    view: View,  # what is looked at
+    words: Words,  # of a language
     most: int = 25,  # decisions shown
 ) -> list:  # parts
     "Which model answered when, and what was decided."
@@ -1331,13 +1279,13 @@ def models_section(
     rows = rows.assign(at=[clock_text(t, site) for t in rows["at"]], kind=[words[k] for k in rows["kind"]])
     return [*parts, table_html(_lines_together(rows, "subject").head(most)[["at", "kind", "subject", "who", "what"]], words)]
 
-
+# %% ../nbs/lib/18_dashboard.ipynb #a5a1497f
 def _told_once(happened: pd.DataFrame) -> pd.DataFrame:
     "Decisions to keep a model are made every day: of each line only the newest is told."
     keeps = _keeps(happened)
     return happened[~keeps | ~happened.assign(keeps=keeps).duplicated(["subject", "keeps"])]
 
-
+# %% ../nbs/lib/18_dashboard.ipynb #32bab880
 def _deployed(spans: pd.DataFrame, words: Words) -> pd.DataFrame:
     "What was deployed, as decisions."
     what = [f"{words[r]}: {v} {w or ''}" for r, v, w in zip(spans["role"], spans["version"], spans["why"])]
@@ -1361,12 +1309,8 @@ def service_numbers(
         log.info("the service does not tell its numbers: %s", e)
         return None
 
-# %% ../nbs/lib/18_dashboard.ipynb #f98a302e
-def service_section(
-    board: Board,
-    view: View,
-    words: Words,
-) -> list:  # parts
+# %% ../nbs/lib/18_dashboard.ipynb #c4a84e17
+def service_section(board: Board, view: View, words: Words) -> list:  # parts
     "How the service does: who answered, how late, how old the newest minute of every line is, the service's own times."
     said, service, site = board.latest(view.asked.until), board.shares(view), board.site(view.line)
     if service.empty:
@@ -1458,12 +1402,9 @@ def section(
         self.draw(name)
     return self.columns[name]
 
-# %% ../nbs/lib/18_dashboard.ipynb #75c736d7
+# %% ../nbs/lib/18_dashboard.ipynb #19354d86
 @patch
-def draw(
-    self: Live,
-    name: str,  # in `SECTIONS`
-) -> None:
+def draw(self: Live, name: str) -> None:  # in `SECTIONS`
     "Draw a section if what it shows has changed; an error is said in its place."
     view = self.view
     state = (view.asked, *sorted(self.board.newest().items())) if name in ("now", "alarms", "service") else (view.asked, self.board.decided(view))
@@ -1476,7 +1417,7 @@ def draw(
         parts = [_heading(self.words, name) + tag("p", _text(e), class_="note")]
     self.columns[name].objects, self.drawn[name] = [part_of(p) for p in parts], state
 
-# %% ../nbs/lib/18_dashboard.ipynb #63a8184f
+# %% ../nbs/lib/18_dashboard.ipynb #46a434e7
 @patch
 def refresh(self: Live, *_: Any) -> None:
     "Draw what changed, and have the address follow."
@@ -1488,7 +1429,7 @@ def refresh(self: Live, *_: Any) -> None:
         pn.state.location.search = address(self.asked).rstrip("?")
     self._draw_next(list(self.columns), pn.state.curdoc)
 
-
+# %% ../nbs/lib/18_dashboard.ipynb #84dedc84
 @patch
 def _draw_next(self: Live, names: list[str], document: Any) -> None:
     "Draw section after section; on a server other readers have their turn in between."
@@ -1520,7 +1461,7 @@ def page(
     look = {"padding": "1rem clamp(.8rem, 2.5vw, 2rem) 4rem", "margin": "0 auto"}
     return pn.Column(self.head, choices, *sections, sizing_mode="stretch_width", max_width=1280, margin=0, styles=look)
 
-# %% ../nbs/lib/18_dashboard.ipynb #6a12baea
+# %% ../nbs/lib/18_dashboard.ipynb #6adb1a0c
 _BOARD: dict[str, Board] = {}  # of this process: all its readers share what was read
 
 
@@ -1532,7 +1473,7 @@ def use_board(
         _BOARD["board"] = board or Board(open_store())
     return _BOARD["board"]
 
-
+# %% ../nbs/lib/18_dashboard.ipynb #9ae386d4
 def live_page(
     board: Board | None = None,  # None: that of the process
     **asked: Any,  # fields of `Asked`, where the address says nothing

@@ -29,18 +29,29 @@ from .stages import GOOD, PIPELINES, STAGES, check_notebook, check_templates, fi
 from .store import observation_rows, open_store
 from .targets import build_targets, time_split
 
-# %% ../nbs/lib/24_maturity.ipynb #a2b2ecf1
+# %% ../nbs/lib/24_maturity.ipynb #bda3bb8c
+def _newest_with(*stages: str) -> dict[str, dict]:
+    "Stage -> manifest, of the newest run that has good results of some stages; what it took from other runs included."
+    for run in list_runs():
+        homes = {s.name: stage_home(run, s) for s in STAGES}
+        found = {n: m for n, home in homes.items() if home and (m := stage_manifest(home, find_stage(n)))}
+        if all(found.get(n, {}).get("status") in GOOD for n in stages):
+            return found
+    return {}
+
+# %% ../nbs/lib/24_maturity.ipynb #72e25cee
 class Installation:
     "What the checks look at, read once."
 
     @cached_property
     def manifests(self) -> dict[str, dict]:
-        "Stage -> manifest, of the newest run in which a model was evaluated; stages it took from other runs included."
-        for run in list_runs():
-            if (stage_manifest(run, find_stage("evaluate")) or {}).get("status") in GOOD:
-                homes = {s.name: stage_home(run, s) for s in STAGES}
-                return {n: m for n, home in homes.items() if home and (m := stage_manifest(home, find_stage(n)))}
-        return {}
+        "Stage -> manifest, of the newest run in which a model was evaluated."
+        return _newest_with("evaluate")
+
+    @cached_property
+    def developed(self) -> dict[str, dict]:
+        "The same of the newest run in which one was developed; a retraining may keep the structure."
+        return _newest_with("evaluate", "develop")
 
     @cached_property
     def live(self) -> dict[str, Package]:
@@ -54,12 +65,12 @@ class Installation:
         with open_store() as store:
             return store.read("decisions")
 
-# %% ../nbs/lib/24_maturity.ipynb #d6fd71d8
-def _gates(seen: Installation, stage: str, *names: str) -> tuple[bool, str]:
-    "Whether a stage of the newest run passed some gates."
-    found = {g["name"]: g for g in seen.manifests.get(stage, {}).get("gates", [])}
+# %% ../nbs/lib/24_maturity.ipynb #5ca87414
+def _gates(manifests: Mapping[str, dict], stage: str, *names: str) -> tuple[bool, str]:
+    "Whether a stage of a run passed some gates."
+    found = {g["name"]: g for g in manifests.get(stage, {}).get("gates", [])}
     lacking = [n for n in names if not found.get(n, {}).get("passed")]
-    run = seen.manifests.get(stage, {}).get("run_id", "no run")
+    run = manifests.get(stage, {}).get("run_id", "no run")
     return not lacking, f"{run}, stage {stage}: {', '.join(f'{n} passed' if n not in lacking else f'{n} not passed' for n in names)}"
 
 # %% ../nbs/lib/24_maturity.ipynb #05333604
@@ -86,18 +97,18 @@ def _traceable(seen: Installation) -> tuple[bool, str]:
     kept = {"commit": made.get("code", {}).get("commit"), "lock": made.get("environment", {}).get("lock_sha256"), "inputs": made.get("inputs")}
     return bool(made) and all(kept.values()) and "seed" in made, f"{made.get('run_id', 'no run')}: commit, lock, seed and hashes of inputs are in the manifest"
 
-# %% ../nbs/lib/24_maturity.ipynb #d88ef1b9
+# %% ../nbs/lib/24_maturity.ipynb #60fcc9c2
 _DEVELOPMENT: dict[str, tuple[int, Callable]] = {
     "work is in notebooks that also run without a person": (1, _notebooks),
     "splits in time, leaks are looked for": (2, _splits),
     "a result can be traced to code, data, environment and seed": (3, _traceable),
-    "configurations are searched on time-ordered folds": (4, lambda seen: _gates(seen, "develop", "fold_score")),
-    "the model is confirmed on untouched data, against named baselines and criteria": (5, lambda seen: _gates(seen, "evaluate", "leaks", *_criteria(seen)))}
+    "configurations are searched on time-ordered folds": (4, lambda seen: _gates(seen.developed, "develop", "fold_score")),
+    "the model is confirmed on untouched data, against named baselines and criteria": (5, lambda seen: _gates(seen.developed, "evaluate", "leaks", *_criteria(seen)))}
 
-# %% ../nbs/lib/24_maturity.ipynb #be399d98
+# %% ../nbs/lib/24_maturity.ipynb #422764b7
 def _criteria(seen: Installation) -> list[str]:
     "The criteria that a run was judged by."
-    return [g["name"] for g in seen.manifests.get("evaluate", {}).get("gates", []) if g["name"] != "leaks"] or ["criteria"]
+    return [g["name"] for g in seen.developed.get("evaluate", {}).get("gates", []) if g["name"] != "leaks"] or ["criteria"]
 
 # %% ../nbs/lib/24_maturity.ipynb #65595abf
 def _typed(seen: Installation) -> tuple[bool, str]:
@@ -136,11 +147,11 @@ def _refuses(seen: Installation) -> tuple[bool, str]:
     said = {n: promotion(_compared(*span)).verdict for n, span in {"worse": (0.5, 1.5), "undecided": (-1, 1), "better": (-1.5, -0.5)}.items()}
     return said["worse"] == said["undecided"] == "refuse" and said["better"] != "refuse", f"planted: {said}"
 
-# %% ../nbs/lib/24_maturity.ipynb #f3fcbc83
+# %% ../nbs/lib/24_maturity.ipynb #3dec1878
 _TRAINING: dict[str, tuple[int, Callable]] = {
     "training is one command": (1, lambda seen: (set(PIPELINES) >= {"develop", "retrain", "operate"}, f"pipelines: {', '.join(PIPELINES)}")),
     "parameters are typed and checked": (2, _typed),
-    "a gate judges what was trained": (3, lambda seen: _gates(seen, "train", "change_mae_ratio")),
+    "a gate judges what was trained": (3, lambda seen: _gates(seen.manifests, "train", "change_mae_ratio")),
     "retraining is triggered by evidence, never by garbage": (4, _triggers),
     "a new model must beat the old one, paired": (5, _refuses)}
 
@@ -166,12 +177,12 @@ def _turned_back(seen: Installation) -> tuple[bool, str]:
         back = rollback("HUB1", home).live
         return back == "1-a" and len(deployment_history(home)) == 3, f"switched to 2-b and back to {back}; 3 changes on record"
 
-# %% ../nbs/lib/24_maturity.ipynb #3f13be38
+# %% ../nbs/lib/24_maturity.ipynb #baa22c3b
 _MANAGEMENT: dict[str, tuple[int, Callable]] = {
     "models are sealed packages, hashed, without pickle": (1, _sealed),
     "versions are in a registry": (2, _registered),
     "who answers is a record, and can be turned back": (3, _turned_back),
-    "packages prove that they say what the model says": (4, lambda seen: _gates(seen, "inference", "parity", "replay")),
+    "packages prove that they say what the model says": (4, lambda seen: _gates(seen.manifests, "inference", "parity", "replay")),
     "promotions are decided by policy and kept": (5, lambda seen: _recorded(seen, "promotion"))}
 
 # %% ../nbs/lib/24_maturity.ipynb #596a8386
@@ -179,13 +190,13 @@ def _answers(seen: Installation) -> tuple[bool, str]:
     off = {line: p.self_test() for line, p in seen.live.items()}
     return bool(off), "; ".join(f"{line} gives its own example's answer, off by {v:.1g} jobs" for line, v in off.items()) or "no package answers"
 
-# %% ../nbs/lib/24_maturity.ipynb #85f30b3b
+# %% ../nbs/lib/24_maturity.ipynb #eb7d0583
 _SERVING: dict[str, tuple[int, Callable]] = {
     "the package answers here": (1, _answers),
-    "the interface keeps its contract and refuses nonsense": (2, lambda seen: _gates(seen, "integration", "contract", "refusals")),
-    "online and offline say the same": (3, lambda seen: _gates(seen, "integration", "replay")),
-    "the service level holds under load": (4, lambda seen: _gates(seen, "integration", "load", "unanswered")),
-    "models are switched and switched back without losing a request": (5, lambda seen: _gates(seen, "integration", "rollback", "switch"))}
+    "the interface keeps its contract and refuses nonsense": (2, lambda seen: _gates(seen.manifests, "integration", "contract", "refusals")),
+    "online and offline say the same": (3, lambda seen: _gates(seen.manifests, "integration", "replay")),
+    "the service level holds under load": (4, lambda seen: _gates(seen.manifests, "integration", "load", "unanswered")),
+    "models are switched and switched back without losing a request": (5, lambda seen: _gates(seen.manifests, "integration", "rollback", "switch"))}
 
 # %% ../nbs/lib/24_maturity.ipynb #a2ace721
 def _joined(seen: Installation) -> tuple[bool, str]:
@@ -247,13 +258,14 @@ def run_checks(
     seen = Installation()
     return pd.DataFrame([_carried_out(seen, row, name, *point) for row, checks in rows.items() for name, point in checks.items()], columns=Check._fields)
 
-# %% ../nbs/lib/24_maturity.ipynb #db27df6e
+# %% ../nbs/lib/24_maturity.ipynb #f9cd0f6c
 def maturity_scores(
     checks: pd.DataFrame,  # from `run_checks`
 ) -> pd.DataFrame:  # one row per row: score (0 to 5), holds_up_to, missing
     "The score of each row."
     found = {}
-    for row, points in checks.sort_values("level").groupby("row", sort=False):
+    for row, points in checks.groupby("row", sort=False):
+        points = points.sort_values("level")
         full = int(points["passed"].cumprod().sum())
         beyond = points["passed"].iloc[full + 1 :].sum() / max(len(points), 1)
         found[row] = {"score": 5 * full / len(points) + float(beyond), "holds_up_to": full, "missing": "; ".join(points.loc[~points["passed"], "check"])}

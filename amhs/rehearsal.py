@@ -6,7 +6,7 @@
 __all__ = ['Rehearsal', 'hub_of', 'changed_at', 'set_up', 'play_day', 'day_text', 'play', 'daily_errors', 'timeline',
            'error_table', 'story_facts', 'write_story']
 
-# %% ../nbs/lib/18_rehearsal.ipynb #3f1b1009
+# %% ../nbs/lib/18_rehearsal.ipynb #a71b5ad4
 import json, time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -29,7 +29,7 @@ from .inference import Package, load_package
 from .model import make_model
 from .monitor import kept_forecasts, monitoring_records, outcome_table
 from .offline import forecast_rows
-from .operate import Operation, OperateParams, first_package, jobs_of, labelled_history, package_of, retrain_here
+from .operate import Operation, OperateParams, first_package, jobs_of, labelled_history, retrain_here
 from .pages import embed_pictures, markdown_html, page
 from .plots import over_days
 from .retrain import load_policy
@@ -124,14 +124,15 @@ def set_up(
     channel = FileChannel(name="file", kind="file", path=(folder / "alerts.jsonl").resolve(), least="info")
     return Operation(store, folder / "deployed", _params(), load_params("monitor"), load_policy(), (channel,), retrain=how)
 
-# %% ../nbs/lib/18_rehearsal.ipynb #c8a1304e
+# %% ../nbs/lib/18_rehearsal.ipynb #901619c8
 def _all_done(worker: Worker, jobs: Sequence[Job], due: datetime, sleep: Callable[[float], None]) -> None:
     "Do all that is due; wait for what a process that died still holds."
     while True:
         ran = run_due(worker, jobs, due)
         if len(failed := ran[ran["state"] != "done"]):
-            error = job_table(worker.store, limit=20).query("job == @failed['job'].iloc[0]")["error"].iloc[0]
-            raise StageError(f"job {failed['job'].iloc[0]} of {failed['due'].iloc[0]:%Y-%m-%d} failed: {error}", fix="mend it and start again: it goes on there")
+            job, day, _ = failed.iloc[0]
+            error = job_table(worker.store, limit=20).query("job == @job")["error"].iloc[0]
+            raise StageError(f"job {job} of {day:%Y-%m-%d} failed: {error}", fix="mend it and start again: it goes on there")
         if not any(open_dues(worker.store, job, due) for job in jobs):
             return
         sleep(0.2)
@@ -325,7 +326,7 @@ def story_facts(
             "error": json.loads(table.to_json(orient="index")),
             "of_the_best": late["with_loop"] / late["new_traffic"] if late.get("new_traffic") else None}
 
-# %% ../nbs/lib/18_rehearsal.ipynb #4472da2d
+# %% ../nbs/lib/18_rehearsal.ipynb #d8d3d043
 _NAMES = {"with_loop": "kept up to date", "left_alone": "the first model, left alone", "new_traffic": "a model of the new traffic"}
 
 
@@ -345,8 +346,8 @@ def _blocks(told: pd.DataFrame, facts: Mapping[str, Any], table: pd.DataFrame, f
     shown = told.assign(day=told["at"].dt.strftime("%Y-%m-%d %H:%M"))[["day", "line", "what", "said"]]
     numbers = {n: facts[n] for n in ("days", "seed", "lines", "retrainings", "promoted", "refused", "alerts_before", "retrainings_before")}
     numbers |= {"noticed_after_days": facts["noticed_after_days"], "of_the_best": facts["of_the_best"] and round(100 * (facts["of_the_best"] - 1))}
-    return {**numbers, "scenario": facts["scenario"], "about": words(SCENARIOS[facts["scenario"]].description), "changed": day("changed"), "noticed": day("noticed"),
-            "first_sign": words(facts["first_sign"] or ""), "figure": figure, "errors": table.rename(columns=_NAMES).round(2),
+    return {**numbers, "scenario": facts["scenario"], "about": words(SCENARIOS[facts["scenario"]].description), "changed": day("changed"),
+            "noticed": day("noticed"), "first_sign": words(facts["first_sign"] or ""), "figure": figure, "errors": table.rename(columns=_NAMES).round(2),
             "timeline": shown.head(_ROWS), "more": max(0, len(shown) - _ROWS)}
 
 

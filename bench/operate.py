@@ -69,7 +69,8 @@ def bench(lines: list[int], trees: int, history_days: int) -> list[dict]:
             rows.append(figure(f"simulated days a minute, {n} lines", 60 / wall, "days/min"))
         history, later = hub_of(piece, "HUB1")
         trained = a_retraining(operation, history, later, piece.begin + timedelta(days=4), trees)
-    return [figure("load of the machine when it began", busy, "processes"), figure("trees", float(trees), ""), figure("days of history", float(history_days), "days"),
+    return [figure("load of the machine when it began", busy, "processes"), figure("trees", float(trees), ""),
+            figure("days of history", float(history_days), "days"),
             figure("the first model, packed", first[1], "CPU s"), *rows, figure("a retraining in process", trained[1], "CPU s")]
 
 
