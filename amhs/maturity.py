@@ -97,13 +97,14 @@ def _traceable(seen: Installation) -> tuple[bool, str]:
     kept = {"commit": made.get("code", {}).get("commit"), "lock": made.get("environment", {}).get("lock_sha256"), "inputs": made.get("inputs")}
     return bool(made) and all(kept.values()) and "seed" in made, f"{made.get('run_id', 'no run')}: commit, lock, seed and hashes of inputs are in the manifest"
 
-# %% ../nbs/lib/24_maturity.ipynb #60fcc9c2
+# %% ../nbs/lib/24_maturity.ipynb #a10c6a45
 _DEVELOPMENT: dict[str, tuple[int, Callable]] = {
     "work is in notebooks that also run without a person": (1, _notebooks),
     "splits in time, leaks are looked for": (2, _splits),
     "a result can be traced to code, data, environment and seed": (3, _traceable),
     "configurations are searched on time-ordered folds": (4, lambda seen: _gates(seen.developed, "develop", "fold_score")),
-    "the model is confirmed on untouched data, against named baselines and criteria": (5, lambda seen: _gates(seen.developed, "evaluate", "leaks", *_criteria(seen)))}
+    "the model is confirmed on untouched data, against named baselines and criteria": (
+        5, lambda seen: _gates(seen.developed, "evaluate", "leaks", *_criteria(seen)))}
 
 # %% ../nbs/lib/24_maturity.ipynb #422764b7
 def _criteria(seen: Installation) -> list[str]:
