@@ -250,7 +250,7 @@ def joint_of(
     return {"columns": list(names), "mean": shifts[names].mean().round(6).tolist(), "spread": spread[names].round(6).tolist(),
             "precision": np.round(np.linalg.inv(_shrunk(z)), 6).tolist(), "days": [float(out.mean()), float(out.std())]}
 
-# %% ../nbs/lib/14_baseline.ipynb #93a97091
+# %% ../nbs/lib/14_baseline.ipynb #784c41c9
 class Joint(NamedTuple):
     "How far a day lies from the usual ones, all columns together."
 
@@ -261,10 +261,15 @@ class Joint(NamedTuple):
 def joint_distance(
     joint: Mapping,  # from `joint_of`
     shifts: pd.Series,  # of a day, from `day_shifts`
-) -> Joint:  # columns that are unknown count as usual
+) -> Joint:  # of the columns that are known, by how these vary together
     "The distance of a day from the usual ones, and which columns carry it."
-    z = ((shifts.reindex(joint["columns"]) - joint["mean"]) / joint["spread"]).fillna(0.0)
-    precision = np.asarray(joint["precision"])
+    z = (shifts.reindex(joint["columns"]) - joint["mean"]) / joint["spread"]
+    known, precision = np.flatnonzero(z.notna()), np.asarray(joint["precision"])
+    if not len(known):
+        return Joint(np.nan, pd.Series(dtype="float64"))
+    z = z.iloc[known]
+    if len(known) < len(precision):
+        precision = np.linalg.inv(np.linalg.inv(precision)[np.ix_(known, known)])
     part = z * (precision @ z.to_numpy())
     share = (part / max(float(part.sum()), 1e-12)).sort_values(ascending=False)
     return Joint(float(_distance(z.to_numpy()[None], precision)[0]), share)
