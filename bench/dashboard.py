@@ -200,7 +200,7 @@ def cpu_s(processes: list) -> float:
     return sum(t.user + t.system for t in times)
 
 
-def paint(browser, served: Served, tiles: int, query: str = "", whole: int = 12) -> dict[str, float]:
+def paint(browser, served: Served, tiles: int, query: str = "", whole: int = 14) -> dict[str, float]:
     "Seconds until tiles and the large figures are on the screen of a browser that was never here, the same in CPU, and until all is drawn."
     import psutil
 

@@ -173,6 +173,12 @@ TEXT = """() => {
 }"""
 
 
+HEADINGS = """() => {
+  const count = root => [...root.querySelectorAll('*')].reduce((n, e) => n + (e.tagName === 'H2') + (e.shadowRoot ? count(e.shadowRoot) : 0), 0);
+  return count(document) === 6;
+}"""
+
+
 class Reader:
     """A browser on the page: what it asked of whom, what went wrong."""
 
@@ -188,6 +194,7 @@ class Reader:
 
     def wait(self, tiles, figures):
         self.page.wait_for_function(bench.PAINTED % (tiles, figures), polling=50)
+        self.page.wait_for_function(HEADINGS, polling=50)
         return self
 
     def text(self):
@@ -206,7 +213,7 @@ class Reader:
 
 @needs_browser
 def test_wide_light_english(browser, served, tmp_path):
-    reader = Reader(browser, served.address, viewport={"width": 1280, "height": 900}, color_scheme="light").wait(3, 12)
+    reader = Reader(browser, served.address, viewport={"width": 1280, "height": 900}, color_scheme="light").wait(3, 14)
     text, words = reader.text(), dashboard.load_words("en")
     assert all(words[name] in text for name in dashboard.SECTIONS)
     assert "hub_jobs_slope +12.3" in text and "12-4f3a9c21" in text and EVIL in text
@@ -221,7 +228,7 @@ def test_wide_light_english(browser, served, tmp_path):
 
 @needs_browser
 def test_phone_dark_korean(browser, served, tmp_path):
-    reader = Reader(browser, f"{served.address}/?lang=ko", viewport={"width": 390, "height": 800}, color_scheme="dark", has_touch=True).wait(3, 12)
+    reader = Reader(browser, f"{served.address}/?lang=ko", viewport={"width": 390, "height": 800}, color_scheme="dark", has_touch=True).wait(3, 14)
     text, words = reader.text(), dashboard.load_words("ko")
     assert all(words[name] in text for name in dashboard.SECTIONS) and "What drifts" not in text
     assert reader.page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page is wider than the phone"
@@ -233,13 +240,13 @@ def test_phone_dark_korean(browser, served, tmp_path):
 
 @needs_browser
 def test_choices_change_page_and_address_and_an_address_brings_them_back(browser, served):
-    reader = Reader(browser, f"{served.address}/?theme=dark", viewport={"width": 1280, "height": 900}, color_scheme="light").wait(3, 12)
+    reader = Reader(browser, f"{served.address}/?theme=dark", viewport={"width": 1280, "height": 900}, color_scheme="light").wait(3, 14)
     assert reader.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(18, 22, 28)", "what is asked for wins over the system"
     reader.page.get_by_label("line").select_option("HUB02")
     reader.page.get_by_role("button", name="7 days").click()
     reader.page.wait_for_function("location.search.includes('line=HUB02') && location.search.includes('hours=168')")
     assert "theme=dark" in reader.page.url and reader.wrong == []
-    again = Reader(browser, reader.page.url, viewport={"width": 1280, "height": 900}).wait(3, 12)
+    again = Reader(browser, reader.page.url, viewport={"width": 1280, "height": 900}).wait(3, 14)
     assert again.page.get_by_label("line").input_value() == "HUB02"
     shown = re.search(r"(\d+) alarms, the newest", again.text())
     assert shown, "7 days of HUB02 have alarms"
