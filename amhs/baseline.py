@@ -86,7 +86,7 @@ class Effects(NamedTuple):
     wasserstein: float  # in spreads (half the middle 80 %) of the column
     missing: float
 
-
+# %% ../nbs/lib/14_baseline.ipynb #169a78a7
 def spread_of(
     usual: Distribution,  # of a column
 ) -> float:  # its unit; the tiniest number there is for a column that never moves
@@ -164,7 +164,7 @@ def _of_column(values: np.ndarray, day: np.ndarray, days: np.ndarray, names: tup
     kept = {k: np.round(v, 6).tolist() if isinstance(v, np.ndarray) else round(v, 6) for k, v in usual._asdict().items()}
     return kept | {"days": _spread_over_days(usual, values, day, days, names)}
 
-
+# %% ../nbs/lib/14_baseline.ipynb #dc12dabb
 def _of_columns(table: pd.DataFrame, day: np.ndarray, names: tuple[str, ...] = ("psi", "ks", "wasserstein")) -> dict[str, dict]:
     "What is kept of all columns of a table."
     days = _whole_days(day)
@@ -194,7 +194,7 @@ def _distance(deviation: np.ndarray, precision: np.ndarray) -> np.ndarray:
     "Mahalanobis distance of rows, per column: about 1 for an ordinary row."
     return np.sqrt(np.maximum(np.einsum("ij,jk,ik->i", deviation, precision, deviation), 0) / deviation.shape[1])
 
-
+# %% ../nbs/lib/14_baseline.ipynb #6e3b5e1a
 def _left_out(z: np.ndarray) -> np.ndarray:
     "Distance of each row from the others, which alone say what is usual."
     found = []
@@ -227,7 +227,7 @@ def _with_slots(kept: dict[str, dict], table: pd.DataFrame, timestamps: pd.Datet
         kept[name]["slots"] = np.round(_slot_means(mean_rank(read_distribution(kept[name]), table[name].to_numpy("float64")), slot), 5).tolist()
     return kept
 
-
+# %% ../nbs/lib/14_baseline.ipynb #4159d075
 def _shifts_by_day(kept: Mapping, table: pd.DataFrame, timestamps: pd.DatetimeIndex, day: np.ndarray, site: Site) -> pd.DataFrame:
     "The shifts of every whole day: one row a day, one column a column."
     return pd.DataFrame({d: day_shifts(kept, table[day == d], timestamps[day == d], site) for d in _whole_days(day)}).T
@@ -257,7 +257,7 @@ class Joint(NamedTuple):
     distance: float  # about 1 for an ordinary day
     carriers: pd.Series  # column -> its share of the squared distance, the greatest first
 
-
+# %% ../nbs/lib/14_baseline.ipynb #ad855339
 def joint_distance(
     joint: Mapping,  # from `joint_of`
     shifts: pd.Series,  # of a day, from `day_shifts`
@@ -280,7 +280,7 @@ def _rescaled(centre: pd.Series, own: pd.Series) -> np.ndarray:
     jobs = centre.index.get_level_values("metric").isin(["mae", "rmse"])
     return np.where(jobs & (own > 0), centre / own.where(own > 0, 1), 1.0)[:, None]
 
-
+# %% ../nbs/lib/14_baseline.ipynb #63514412
 def _part_days(forecast: pd.DataFrame, targets: pd.DataFrame, part: np.ndarray, day: np.ndarray) -> pd.DataFrame:
     "Every number of every part on every whole day: columns (part, day)."
     at = np.flatnonzero(np.isin(day, _whole_days(day)))
@@ -293,7 +293,7 @@ def _deviations(days: Iterable[pd.DataFrame], part: str, centre: pd.Series) -> p
     own = [found[part].reindex(centre.index) for found in days if part in found.columns.levels[0]]
     return pd.concat([o.sub(o.mean(axis=1), axis=0) * _rescaled(centre, o.mean(axis=1)) for o in own], axis=1)
 
-
+# %% ../nbs/lib/14_baseline.ipynb #03a605b5
 def _with_spread(centre: pd.Series, days: list[pd.DataFrame], part: str) -> pd.DataFrame:
     "A part's numbers: centre, spread from day to day, days."
     off = _deviations(days, part, centre)
@@ -309,7 +309,7 @@ def _by_day(forecast: pd.DataFrame, targets: pd.DataFrame, block: np.ndarray, da
     centre = scores_by_part(_rows(forecast, at["test"]), _rows(targets, at["test"]), part[at["test"]]).drop(columns="all")
     return pd.concat([_with_spread(centre[p], days, p) for p in centre], ignore_index=True)
 
-
+# %% ../nbs/lib/14_baseline.ipynb #9c83ff1e
 def _rows(table: pd.DataFrame, at: np.ndarray) -> pd.DataFrame:
     "Some rows, the attributes kept."
     cut = table.iloc[at]
@@ -341,7 +341,7 @@ def coverage_of(
     "Which intervals held the truth."
     return pd.DataFrame({c: (targets[c] - forecast[c]).between(*offsets) for c, offsets in intervals.items()}, targets.index)
 
-
+# %% ../nbs/lib/14_baseline.ipynb #25d9884c
 def _covered(forecast: pd.DataFrame, targets: pd.DataFrame, block: np.ndarray, day: np.ndarray, intervals: Mapping) -> pd.DataFrame:
     "The share of truths within the intervals: centre on the test block, spread over all days."
     held, rows = coverage_of(forecast, targets, intervals).to_numpy("float64"), []
@@ -376,7 +376,7 @@ def _cells(forecast: pd.DataFrame, horizon_min: int, edges: Mapping) -> np.ndarr
     sure = np.searchsorted(edges["flat"], forecast[f"prob_flat_{horizon_min}"].to_numpy("float64"))
     return sure * 3 + np.searchsorted(edges["load"], forecast["now"].to_numpy("float64"))
 
-
+# %% ../nbs/lib/14_baseline.ipynb #a24f1986
 def expected_errors(
     forecast: pd.DataFrame,  # rows the model had not learnt from
     targets: pd.DataFrame,  # what then happened, same rows
@@ -430,7 +430,7 @@ def _longest_runs(telemetry: pd.DataFrame) -> dict[str, int]:
         found[name] = int(max(lengths[~np.isin(lengths, bad)], default=0))
     return found
 
-
+# %% ../nbs/lib/14_baseline.ipynb #fd32b694
 def _column_part(telemetry: pd.DataFrame, site: Site) -> dict:
     "Raw columns, one by one and together."
     stamps = pd.DatetimeIndex(telemetry["timestamp"])
@@ -441,7 +441,7 @@ def _column_part(telemetry: pd.DataFrame, site: Site) -> dict:
             kept[name]["still_min"] = minutes
     return {"days": len(_whole_days(day)), "columns": kept, "joint": joint_of(_shifts_by_day(kept, table, stamps, day, site))}
 
-
+# %% ../nbs/lib/14_baseline.ipynb #e480ac60
 def _table_part(table: pd.DataFrame, site: Site, every: int) -> dict[str, dict]:
     "Columns of features or forecasts, one by one, from every so many rows."
     some = table.iloc[::every]
@@ -455,7 +455,7 @@ def _blocks_of(index: pd.MultiIndex, times: Mapping[str, list[str]]) -> np.ndarr
         found[(stamps >= pd.Timestamp(first)) & (stamps <= pd.Timestamp(last))] = name
     return found.astype("str")
 
-
+# %% ../nbs/lib/14_baseline.ipynb #280e0bd1
 def _told_part(forecast: pd.DataFrame, targets: pd.DataFrame, times: Mapping, site: Site, intervals: Mapping) -> dict:
     "Predictions, labels and numbers."
     block, edges = _blocks_of(targets.index, times), load_edges(targets)

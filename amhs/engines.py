@@ -175,6 +175,7 @@ def _finish_row(finish, margins, now, out):
     if finish.ordered:
         _order(out[1:], now)
 
+# %% ../nbs/lib/15_engines.ipynb #68aaa0bc
 @njit(nogil=True, cache=True, error_model="numpy")
 def _finish_rows(finish, margins, now, out):
     "The forecasts of many rows."
@@ -618,6 +619,7 @@ def _below(forest, tree, node):
     size = 1 << forest.depth
     return forest.means[tree * size + node] if node < size else forest.leaves[tree * size + node - size]
 
+# %% ../nbs/lib/15_engines.ipynb #bd78a263
 @njit(nogil=True, cache=True, error_model="numpy")
 def _weigh_row(forest, x, output, out):
     "Book every step of a row's paths on the feature asked."
@@ -701,16 +703,19 @@ def _write(self: Engine, folder: Path) -> dict:
     "Write an engine's files; what is left goes into its card."
     return {}
 
+# %% ../nbs/lib/15_engines.ipynb #9e2fab75
 @patch
 def _write(self: Merged, folder: Path) -> dict:
     self.booster.save_model(folder / "merged.ubj")
     return {"reads": self.reads}
 
+# %% ../nbs/lib/15_engines.ipynb #b0fcfb4b
 @patch
 def _write(self: Onnx, folder: Path) -> dict:
     (folder / "forest.onnx").write_bytes(self.graph)
     return {}
 
+# %% ../nbs/lib/15_engines.ipynb #5c0d82cd
 @patch
 def _write(self: Forest, folder: Path) -> dict:
     np.savez(folder / "forest.npz", **self.perfect._asdict())
@@ -737,6 +742,7 @@ def _read_merged(about: tuple, folder: Path, state: dict) -> Merged:
 
     return Merged(*about, xgb.Booster(model_file=folder / "merged.ubj"), state["reads"])
 
+# %% ../nbs/lib/15_engines.ipynb #2bb9c2b6
 def _read_forest(about: tuple, folder: Path, state: dict) -> Forest:
     "Read the engine `forest`."
     with np.load(folder / "forest.npz", allow_pickle=False) as arrays:

@@ -99,15 +99,19 @@ def _node(
 @patch
 def __add__(self: Node, other): return Map("add", self, _node(other))
 
+# %% ../nbs/lib/05_features.ipynb #6810fece
 @patch
 def __sub__(self: Node, other): return Map("sub", self, _node(other))
 
+# %% ../nbs/lib/05_features.ipynb #1616b365
 @patch
 def __mul__(self: Node, other): return Map("mul", self, _node(other))
 
+# %% ../nbs/lib/05_features.ipynb #3c2e8ed5
 @patch
 def __rmul__(self: Node, other): return Map("mul", _node(other), self)
 
+# %% ../nbs/lib/05_features.ipynb #86524037
 @patch
 def __truediv__(self: Node, other): return Map("div", self, _node(other))
 
@@ -597,6 +601,7 @@ def _copy(source, out):
     for i in range(len(out)):
         out[i] = source[i]
 
+# %% ../nbs/lib/05_features.ipynb #671b9a27
 @njit(error_model="numpy")
 def _fill(number, out):
     "The same number everywhere."
@@ -626,11 +631,13 @@ def _add(a, b):
     "The sum of two numbers."
     return a + b
 
+# %% ../nbs/lib/05_features.ipynb #0b900572
 @njit(error_model="numpy")
 def _higher(a, b):
     "The higher of two numbers; NaN if one is."
     return b if b > a or b != b else a
 
+# %% ../nbs/lib/05_features.ipynb #522b85cf
 @njit(error_model="numpy")
 def _lower(a, b):
     "The lower of two numbers; NaN if one is."
@@ -665,6 +672,7 @@ def _apart(x, total):
     "Squared distance of a value from the mean of five, times 25, without dividing."
     return (5.0 * x - total) * (5.0 * x - total)
 
+# %% ../nbs/lib/05_features.ipynb #3b54b620
 @njit(error_model="numpy")
 def _spread5(x, sums, out):
     "Sum of squared distances from the mean of five minutes."
@@ -782,6 +790,7 @@ def _flag(truth, a, b):
     "1 or 0; NaN if one side is missing."
     return np.nan if a != a or b != b else 1.0 if truth else 0.0
 
+# %% ../nbs/lib/05_features.ipynb #c84e5a22
 @njit(error_model="numpy")
 def _compare(op, left, right, out):
     "Flags of a comparison."

@@ -105,6 +105,7 @@ def forecast(
     "Forecast one row: calibrated, and in agreement with itself."
     return self.engine.forecast(x)
 
+# %% ../nbs/lib/15_inference.ipynb #c87ab847
 @patch
 def forecasts(
     self: Package,

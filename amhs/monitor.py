@@ -54,7 +54,7 @@ def _changed_columns(h: int) -> dict[str, str]:
     "Columns of the targets -> columns of the outcomes."
     return {f"change_{t}_{h}": f"level_{t}" for t in TARGETS} | {f"surge_class_{h}": "surge_class"}
 
-
+# %% ../nbs/lib/18_monitor.ipynb #0f743c47
 def _outcomes_of(telemetry: pd.DataFrame, site: Site, h: int) -> pd.DataFrame:
     "Outcomes of one horizon."
     found = build_targets(telemetry, (h,), site).rename(columns=_changed_columns(h)).reset_index()
@@ -109,7 +109,7 @@ def join_outcomes(
         wrote += store.write("outcomes", _outcome_records(rows.assign(line=line, joined=now)))
     return wrote
 
-
+# %% ../nbs/lib/18_monitor.ipynb #6b5ba47c
 def _outcome_records(rows: pd.DataFrame) -> list[dict]:
     "Rows for the store; a class that is not known is none."
     return [row | {"surge_class": None if np.isnan(row["surge_class"]) else int(row["surge_class"])} for row in rows.to_dict("records")]
@@ -134,7 +134,7 @@ def _told(answer: Answer) -> list[float]:
         found += [h.min.level - now, h.avg.level - now, h.max.level - now, *probs]
     return [now, *found]
 
-
+# %% ../nbs/lib/18_monitor.ipynb #eeecd456
 def _forecast_columns(horizons: list[int]) -> list[str]:
     "The columns of a forecast."
     return ["now", *(n for h in horizons for n in (*(f"change_{t}_{h}" for t in TARGETS), *(f"prob_{c}_{h}" for c in CLASSES)))]
@@ -144,7 +144,7 @@ def _newest_of_each(rows: pd.DataFrame) -> pd.DataFrame:
     "One prediction a minute: the last that was made; what came out of the cache is about another minute."
     return rows[rows["source"] != "cache"].sort_values(["minute", "made"], kind="stable").drop_duplicates("minute", keep="last")
 
-
+# %% ../nbs/lib/18_monitor.ipynb #8f5a92fe
 def _forecasts_of(rows: pd.DataFrame, line: str) -> pd.DataFrame:
     "Predictions of the store as forecasts."
     told = [msgspec.json.decode(a, type=Answer) for a in rows["answer"]]
@@ -172,7 +172,7 @@ def _by_horizon(rows: pd.DataFrame) -> pd.DataFrame:
     wide = rows.pivot(index="minute", columns="horizon_min", values=_OUTCOME)
     return wide.set_axis([f"{name}_{h}" for name, h in wide.columns], axis=1)
 
-
+# %% ../nbs/lib/18_monitor.ipynb #6095ea1e
 def _as_targets(wide: pd.DataFrame, horizons: list[int]) -> pd.DataFrame:
     "Levels as changes from now, in the order of targets."
     columns = {"now": wide["now"]}
@@ -359,7 +359,7 @@ def _joint_limit(base: Mapping, params: MonitorParams) -> float:
     mean, spread = base["joint"]["days"]
     return max(mean + control_width(1, base["days"], base["days"], params.drift_spreads) * spread, 1.25)
 
-
+# %% ../nbs/lib/18_monitor.ipynb #c18751d4
 def capacity_table(
     day: pd.DataFrame,  # the window's telemetry
     base: Mapping,  # of the line, from the baseline; empty: there is none
@@ -462,7 +462,7 @@ def _health_row(name: str, value: float, low: float = -np.inf, high: float = np.
     "A number with its limits."
     return {"name": name, "value": value, "low": low, "high": high, "outside": bool(value < low or value > high)}
 
-
+# %% ../nbs/lib/18_monitor.ipynb #14ec4bcb
 def health_table(
     predictions: pd.DataFrame,  # of the window, from the store, role live
     seen: pd.DataFrame,  # telemetry of the window
@@ -488,7 +488,7 @@ def _samples(text: str) -> pd.DataFrame:
     rows = [(s.name, s.labels, s.value) for family in text_string_to_metric_families(text) for s in family.samples]
     return pd.DataFrame(rows, columns=["name", "labels", "value"])
 
-
+# %% ../nbs/lib/18_monitor.ipynb #2f4e50a8
 def _quantile_ms(buckets: pd.DataFrame, share: float) -> float:
     "A quantile of a histogram: the upper end of the bucket it lies in, ms."
     counts = buckets.groupby(buckets["labels"].map(lambda x: float(x["le"])))["value"].sum().sort_index()
@@ -580,7 +580,7 @@ def _drift_findings(drift: pd.DataFrame, joint: Joint | None, base: Mapping, par
                        f"(PSI {r['psi']:.2f}, KS {r['ks']:.2f}).", high=r["psi_limit"]) for r in one.to_dict("records")]
     return found + _share_findings(drift, far)
 
-
+# %% ../nbs/lib/18_monitor.ipynb #7a6479c2
 def _share_findings(drift: pd.DataFrame, far: bool) -> list[dict]:
     "Features, of which there are many, as a share; forecasts one by one."
     found = []
@@ -723,7 +723,7 @@ class _Window:
     feedback: pd.DataFrame
     minutes: int
 
-
+# %% ../nbs/lib/18_monitor.ipynb #951bfc46
 def _read(store: Store, line: str, since: datetime, until: datetime) -> _Window:
     "Read all of it, each table once."
     first, end = minute_of(since), minute_of(until)
@@ -742,7 +742,7 @@ def _sound(table: pd.DataFrame, spoilt: set[int]) -> pd.DataFrame:
     minute = table.index.get_level_values("timestamp").as_unit("us").asi8 // 60_000_000
     return table[~np.isin(minute, list(spoilt))]
 
-
+# %% ../nbs/lib/18_monitor.ipynb #fe4876fa
 def _features(window: _Window, package: Package, since: datetime, every: int = 3) -> pd.DataFrame:
     "Features of the window, of every so many minutes."
     start = pd.Timestamp(since) - pd.Timedelta(minutes=package.kernel.memory_min)
@@ -779,7 +779,7 @@ class _Sound:
     targets: pd.DataFrame  # outcomes that rest on no bad sensor
     spoilt: set[int]  # minutes
 
-
+# %% ../nbs/lib/18_monitor.ipynb #84985bd3
 def _sieved(window: _Window, package: Package, line: str, since: datetime, until: datetime, params: MonitorParams) -> _Sound:
     "Set aside what rests on bad sensors."
     base, first = (package.baseline or {}).get(line, {}), minute_of(since)
@@ -842,7 +842,7 @@ def check_line(
     return Checked(performance, drift, sound.sensors, health, estimated, review_queue(line, events, episodes, window.told, window.feedback, params),
                    _findings(rows, line, since), figures, since, until, package.version, labels, capacity)
 
-
+# %% ../nbs/lib/18_monitor.ipynb #6f2b361d
 def _alarms(window: _Window, since: datetime, until: datetime, site: Site) -> tuple[pd.DataFrame, pd.DataFrame]:
     "Events and episodes that begin in the window; the hour after it says whether its last alarms were true."
     near = window.longer[window.longer["timestamp"] >= pd.Timestamp(since)]
@@ -864,7 +864,7 @@ def plain(
         return value.isoformat()
     return value.item() if isinstance(value, np.generic) else value
 
-
+# %% ../nbs/lib/18_monitor.ipynb #120db0a0
 def _detail(checked: Checked) -> str:
     "What a record of monitoring holds."
     told = {"findings": checked.findings.to_dict("records"), "figures": checked.figures, "window": [checked.since, checked.until], "model": checked.model}
@@ -986,7 +986,7 @@ def all_findings(
     table = table.iloc[table["severity"].map(SEVERITY).sort_values(ascending=False, kind="stable").index]
     return table.set_index("line")[["day", "severity", "kind", "name", "what"]]
 
-
+# %% ../nbs/lib/18_monitor.ipynb #8286e893
 def day_table(
     checks: Mapping[tuple[str, str], Checked],  # from `check_days`
 ) -> pd.DataFrame:  # index line; day, model, rows, error and its limit, skill, recall, false alarms, distance, findings

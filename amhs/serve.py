@@ -660,11 +660,12 @@ def _cached(self: Desk, task: Task, problem: str) -> Answer:
     age_min = max(task.minute - minute_of(last.at), 0)
     return msgspec.structs.replace(last, id=self.ids(), made=self._now(), source="cache", age_min=age_min, notes=[*task.notes, problem])
 
-# %% ../nbs/lib/16_serve.ipynb #15afdbf2
+# %% ../nbs/lib/16_serve.ipynb #03f60443
 @patch
 def _recalled(self: Desk, task: Task) -> Answer | None:
     "The last good forecast of a line as the store has it: this process may be new, or another one gave it."
-    found = [self.store.read("predictions", task.line.name, until=task.minute + 1, limit=1, newest_first=True, role="live", source=s) for s in ("model", "hybrid")]
+    asked = {"line": task.line.name, "until": task.minute + 1, "limit": 1, "newest_first": True, "role": "live"}
+    found = [self.store.read("predictions", **asked, source=s) for s in ("model", "hybrid")]
     told = [msgspec.json.decode(row, type=Answer) for table in found for row in table["answer"]]
     return max(told, key=lambda a: a.at, default=None)
 

@@ -15,8 +15,8 @@ import pandas as pd
 from common import figure, record
 
 from amhs.config import load_params, load_site
-from amhs.features import build_features, compile_features
 from amhs.engines import make_engine
+from amhs.features import build_features, compile_features
 from amhs.model import Forecaster, make_model
 from amhs.package import build_engines, proof_rows, prove, time_engines
 from amhs.simulate import simulate

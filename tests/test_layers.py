@@ -17,7 +17,8 @@ LAYERS = [
 ]
 HOMES = {"mlflow": {"registry"}, "papermill": {"execute"}, "matplotlib": {"plots"}, "bentoml": {"package"},
          "sqlalchemy": {"store"}, "optuna": {"develop"}, "jinja2": {"documents"},
-         "starlette": {"api"}, "httpx": {"client", "alerts"}, "msgspec": {"messages", "serve", "api", "client", "offline", "integration", "monitor", "dashboard"},
+         "starlette": {"api"}, "httpx": {"client", "alerts"},
+         "msgspec": {"messages", "serve", "api", "client", "offline", "integration", "monitor", "dashboard"},
          "panel": {"dashboard"}, "bokeh": {"dashboard"}, "schemathesis": {"integration"}, "hypothesis": {"integration"}}
 LEVEL = {module: i for i, layer in enumerate(LAYERS) for module in layer}
 

@@ -19,8 +19,8 @@ from amhs import runs
 from amhs.config import load_params, load_site
 from amhs.core import ModelError, read_json, sha256_tree
 from amhs.develop import Labelled, block, block_times, package_model
-from amhs.features import build_features
 from amhs.engines import Engine, make_engine
+from amhs.features import build_features
 from amhs.inference import TOLERANCE, load_package
 from amhs.model import make_model, surge_class
 from amhs.rules import load_rules
