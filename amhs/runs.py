@@ -6,7 +6,7 @@
 __all__ = ['RunResult', 'short_path', 'again_command', 'failure_report', 'recover', 'Reporter', 'LiveReporter', 'reporter',
            'Manner', 'warm_worker', 'end_kernels', 'run_pipeline', 'answered', 'rests_on']
 
-# %% ../nbs/lib/24_runs.ipynb #b59b3ffb
+# %% ../nbs/lib/24_runs.ipynb #d17bf58b
 import contextlib, os, re, shlex, shutil, signal, sys, tempfile, threading, time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,7 +25,7 @@ from .core import ParameterError, StageError, atomic_path, project_root, read_js
 from .execute import Limits, Watch, cell_error, close_stage, completed, run_stage, write_page
 from .pages import cell_text
 from .plan import Plan, Step, decide, find_run, plan_run, reasons
-from .provenance import reachable_modules, refuse_drift
+from .provenance import imported_libraries, reachable_modules, refuse_drift
 from .registry import register_quietly
 from .reports import run_page, run_summary, write_index
 from amhs.stages import (
@@ -259,7 +259,7 @@ class Manner:
     clock: Callable[[], datetime] = local_now  # where the time comes from
     show: Reporter | None = None  # told of progress; None: what fits the terminal
 
-# %% ../nbs/lib/24_runs.ipynb #88be71b0
+# %% ../nbs/lib/24_runs.ipynb #24ed37cc
 @contextlib.contextmanager
 def warm_worker(
     manner: Manner,  # says whether one is wanted
@@ -269,7 +269,7 @@ def warm_worker(
     if not manner.fast or notebooks == [] or not can_fork():
         yield None
         return
-    reached = HEAVY if notebooks is None else {m for n in notebooks for m in reachable_modules(n)}
+    reached = HEAVY if notebooks is None else {m for n in notebooks for m in (*reachable_modules(n), *imported_libraries(n))}
     with tempfile.TemporaryDirectory(prefix="amhs-") as folder:
         warm = start_warm(folder, reached)
         try:

@@ -14,22 +14,24 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-# %% ../nbs/lib/22_warm.ipynb #f6d60738
+# %% ../nbs/lib/22_warm.ipynb #8bb1e5dc
 ALWAYS = (
     "amhs.kernel", "ipykernel.debugger", "IPython.core.debugger", "IPython.core.completerlib", "IPython.extensions.storemagic", "sqlite3",
     "tornado.platform.asyncio", "nbconvert.exporters.html", "amhs.stages", "amhs.reports",
 )
-HEAVY = {  # module of ours -> what is imported for stages that reach it
-    "telemetry": ("numpy", "pandas", "pyarrow.parquet"), "model": ("xgboost", "sklearn.linear_model", "sklearn.pipeline", "scipy.optimize"),
-    "develop": ("amhs.develop",), "plots": ("matplotlib.backends.backend_agg", "amhs.plots"), "quality": ("amhs.quality",),
+_TABLES, _FIGURES = ("numpy", "pandas", "pyarrow.parquet"), ("matplotlib.backends.backend_agg",)
+_MODELS = ("sklearn.linear_model", "sklearn.pipeline", "scipy.optimize")
+HEAVY = {  # what a stage reaches: a module of ours, or a library its notebook imports -> what is imported for it
+    "telemetry": _TABLES, "pandas": _TABLES, "model": ("xgboost", *_MODELS), "xgboost": ("xgboost",), "sklearn": _MODELS,
+    "plots": (*_FIGURES, "amhs.plots"), "matplotlib": _FIGURES, "develop": ("amhs.develop",), "quality": ("amhs.quality",),
 }
 
-# %% ../nbs/lib/22_warm.ipynb #dd7fe68b
+# %% ../nbs/lib/22_warm.ipynb #35d6c0cd
 def imported_ahead(
-    reached: Collection[str] = tuple(HEAVY),  # modules of ours that the stages can reach
+    reached: Collection[str] = tuple(HEAVY),  # modules of ours, and libraries
 ) -> list[str]:  # names of modules
-    "What a worker imports for stages that reach some of our modules."
-    return [*ALWAYS, *(name for ours, names in HEAVY.items() if ours in reached for name in names)]
+    "What a worker imports for stages that reach some modules."
+    return list(dict.fromkeys([*ALWAYS, *(name for what, names in HEAVY.items() if what in reached for name in names)]))
 
 # %% ../nbs/lib/22_warm.ipynb #91d4a6df
 _PLOTS = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
@@ -209,10 +211,10 @@ class Warm:
     address: str  # of its socket
     said: Path  # file with what it wrote on its console
 
-# %% ../nbs/lib/22_warm.ipynb #b66e2fca
+# %% ../nbs/lib/22_warm.ipynb #caaec91f
 def start_warm(
     folder: Path | str,  # short-lived, for the socket and the worker's console
-    reached: Collection[str] = tuple(HEAVY),  # modules of ours that its stages can reach
+    reached: Collection[str] = tuple(HEAVY),  # modules of ours and libraries that its stages reach
 ) -> Warm:  # imports in the background; a request waits until it is done
     "Start a warm worker."
     address, said = f"{folder}/warm.sock", Path(folder) / "warm.log"
