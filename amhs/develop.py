@@ -61,6 +61,19 @@ def _imported(source: str, site: Site, folder: Path) -> tuple[pd.DataFrame, dict
     report = import_files(files, site, folder)
     return read_dataset(folder), report.to_dict()
 
+# %% ../nbs/lib/11_develop.ipynb #4f71cd9c
+def _spanned(telemetry: pd.DataFrame, since: str, until: str) -> pd.DataFrame:
+    "Rows between two times."
+    when = telemetry["timestamp"]
+    keep = (when >= _utc(since)) if since else pd.Series(True, index=telemetry.index)
+    return telemetry[keep & (when < _utc(until) if until else True)].reset_index(drop=True)
+
+# %% ../nbs/lib/11_develop.ipynb #3f6da434
+def _utc(time: str) -> pd.Timestamp:
+    "An ISO time, UTC unless it says otherwise."
+    stamp = pd.Timestamp(time)
+    return stamp.tz_localize("UTC") if stamp.tz is None else stamp
+
 # %% ../nbs/lib/11_develop.ipynb #cfc3a0f7
 def collect(
     scope: Scope,  # says site, source, scenario, days and line
@@ -104,19 +117,6 @@ def _observed(line: str) -> pd.DataFrame:
     if found.empty:
         raise InputError("the service has observed nothing", got=line or "all lines", fix="see `amhs serve`; or name another source of telemetry")
     return found.drop(columns=[c.name for c in SCHEMA if found[c.name].isna().all()])
-
-# %% ../nbs/lib/11_develop.ipynb #4f71cd9c
-def _spanned(telemetry: pd.DataFrame, since: str, until: str) -> pd.DataFrame:
-    "Rows between two times."
-    when = telemetry["timestamp"]
-    keep = (when >= _utc(since)) if since else pd.Series(True, index=telemetry.index)
-    return telemetry[keep & (when < _utc(until) if until else True)].reset_index(drop=True)
-
-# %% ../nbs/lib/11_develop.ipynb #3f6da434
-def _utc(time: str) -> pd.Timestamp:
-    "An ISO time, UTC unless it says otherwise."
-    stamp = pd.Timestamp(time)
-    return stamp.tz_localize("UTC") if stamp.tz is None else stamp
 
 # %% ../nbs/lib/11_develop.ipynb #866dd8a0
 def scope_again(

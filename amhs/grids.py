@@ -72,7 +72,7 @@ def grid_page(
             html_table(["run", *map(html.escape, varied), "status", *map(html.escape, metrics)], rows)]
     return page(f"grid {grid.folder.name}", "\n".join(body), "main { max-width: 90rem }")
 
-# %% ../nbs/lib/24_grids.ipynb #546c7234
+# %% ../nbs/lib/24_grids.ipynb #3d9c4c9d
 def run_grid(
     grid: Mapping[str, Any],  # "stage.name" or "name" -> values, or text "10,25"
     asked: Mapping[str, Any],  # arguments of `plan_run` that all runs share
@@ -80,7 +80,7 @@ def run_grid(
     manner: Manner | None = None,  # how runs are carried out, `jobs` of them at the same time; None: one after the other
 ) -> GridResult:  # results, and where the page is
     "Run a pipeline for every combination of values."
-    combinations, manner = grid_sets(grid), manner or Manner()
+    combinations, manner = grid_sets(grid, asked.get("pipeline", "develop")), manner or Manner()
     everything = [{**asked, "sets": {**(asked.get("sets") or {}), **c}} for c in combinations]
     for one in everything:
         plan_run(**one)

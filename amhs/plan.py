@@ -300,20 +300,21 @@ def _reentry(run: Path, names: Iterable[str]) -> str | None:
     found = (stage_manifest(home, find_stage(n)) for n in names if (home := stage_home(run, find_stage(n))))
     return next((m["reenter"] for m in found if m and m.get("reenter")), None)
 
-# %% ../nbs/lib/21_plan.ipynb #f9f532b5
+# %% ../nbs/lib/21_plan.ipynb #8d554b02
 def grid_sets(
     grid: Mapping[str, str | Iterable[Any]],  # "stage.name" or "name" -> values, or text "10,25"
+    pipeline: str = "develop",  # whose stages a name without one may belong to
 ) -> list[dict[str, Any]]:  # one set of overrides per combination
     "Every combination of a grid's values."
-    values = {_full_name(n): list(v) if not isinstance(v, str) else [parse_yaml(p) for p in v.split(",")] for n, v in grid.items()}
+    values = {_full_name(n, pipeline): list(v) if not isinstance(v, str) else [parse_yaml(p) for p in v.split(",")] for n, v in grid.items()}
     if empty := [n for n, v in values.items() if not v]:
         raise ParameterError("a grid needs values", got=empty[0], fix="for example --grid business.seed=0,1,2")
     return [dict(zip(values, combination, strict=True)) for combination in product(*values.values())]
 
-# %% ../nbs/lib/21_plan.ipynb #68c747f9
-def _full_name(name: str) -> str:
+# %% ../nbs/lib/21_plan.ipynb #624795ab
+def _full_name(name: str, pipeline: str) -> str:
     "A parameter's name with its stage."
-    known = [f"{stage}.{n}" for stage, model in PARAMS.items() for n in model.model_fields]
+    known = [f"{stage}.{n}" for stage in PIPELINES[pipeline] for n in PARAMS[stage].model_fields]
     meant = [k for k in known if k.split(".")[1] == name] or [k for k in known if k.split(".")[1].startswith(f"{name}_")]
     if "." in name or len(meant) == 1:
         return name if "." in name else meant[0]

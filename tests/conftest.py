@@ -13,6 +13,7 @@ settings.load_profile("amhs")
 os.environ["AMHS_REGISTRY"] = "off"
 
 
+@pytest.hookimpl(tryfirst=True)  # before the worker reads the groups
 def pytest_collection_modifyitems(items):
     """A file's tests share fixtures, so they stay on one worker (`--dist loadgroup`); library notebooks share nothing and fill the gaps."""
     for item in items:

@@ -131,7 +131,12 @@ def test_no_minute_of_a_block_reaches_the_next(index, gap, valid_share, test_sha
 @settings(max_examples=40, deadline=None)
 @given(indices, gaps, st.integers(1, 5))
 def test_folds_grow_and_never_look_ahead(index, gap, n_folds):
-    folds = time_folds(index, n_folds, gap)
+    try:
+        folds = time_folds(index, n_folds, gap)
+    except ParameterError:  # all rows before the first fold lie within the gap
+        first = minute_of(index, np.argsort(minute_of(index, np.arange(len(index))), kind="stable"))[: len(index) // (n_folds + 1) + 5]
+        assert first.min() + gap >= first.max() - 1
+        return
     assert len(folds) == n_folds
     for fold in folds:
         assert minute_of(index, fold.train).max() + gap < minute_of(index, fold.valid).min()
