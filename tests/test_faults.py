@@ -150,6 +150,12 @@ SHOWS = [
 ]
 
 
+def by_stream(outputs: list[dict]) -> list:
+    """Outputs, and what went to each stream: two pipes have no order between them."""
+    streams = {name: "".join(line for o in outputs if o.get("name") == name for line in o["text"]) for name in ("stdout", "stderr")}
+    return [o for o in outputs if "text" not in o] + [streams]
+
+
 @pytest.mark.skipif(not warm.can_fork(), reason="this system does not fork")
 def test_both_kinds_of_kernel_show_the_same(worker, toy, monkeypatch):
     monkeypatch.delenv("PYTEST_CURRENT_TEST")
@@ -160,7 +166,7 @@ def test_both_kinds_of_kernel_show_the_same(worker, toy, monkeypatch):
         manifest = run_stage(plan.steps[0], toy / "runs" / kind, plan, {}, warm=by)
         assert (manifest["kernel"]["kind"], manifest["status"], manifest["error"]["name"]) == (kind, "error", "ValueError")
         cells = [c for c in told(toy / "runs" / kind / "01_business") if c[0].startswith("cell")]
-        found[kind] = [(*rest, sorted(outputs, key=lambda o: o.get("name", ""))) for *rest, outputs in cells]  # two pipes have no order between them
+        found[kind] = [(*rest, by_stream(outputs)) for *rest, outputs in cells]
     assert found["forked"] == found["isolated"]
     everything = json.dumps(found["forked"], ensure_ascii=False)
     assert all(text in everything for text in ("from a shell", "bad", "한글", "by magic", "a forked child", "image/png", "StdinNotImplementedError"))
