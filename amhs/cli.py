@@ -41,11 +41,15 @@ def papermill_habits(
         found.append("--set" if word == "-p" else word)
     return found
 
-# %% ../nbs/lib/25_cli.ipynb #d82a8d81
+# %% ../nbs/lib/25_cli.ipynb #ccb05572
 def main() -> None:
-    "Entry point of `amhs`: an error that names its remedy is shown without traceback."
+    "Entry point of `amhs`: an error that names its remedy is shown without traceback; what was answered before and still holds needs no parsing."
     try:
-        app(papermill_habits(sys.argv[1:]))
+        words = papermill_habits(sys.argv[1:])
+        if words[:1] == ["run"] and (known := answers.recall(words)):
+            print(known["text"])
+            sys.exit(known["code"])
+        app(words)
     except AmhsError as e:
         print(f"amhs: {e}", file=sys.stderr)
         sys.exit(e.exit_code)
@@ -114,7 +118,7 @@ def _speak(lang: str | None, resume: str | None) -> None:
     if lang:
         os.environ["AMHS_LANG"] = lang
 
-# %% ../nbs/lib/25_cli.ipynb #2105b6a6
+# %% ../nbs/lib/25_cli.ipynb #f824414d
 @app.command()
 def run(
     pipeline: Annotated[str, typer.Argument(help="Which pipeline: develop, retrain or operate.")] = "develop",  # a name in PIPELINES
@@ -137,10 +141,6 @@ def run(
 ) -> None:
     "Run what has changed of a pipeline, and leave its report in runs/."
     _speak(lang, resume)
-    question = [pipeline, profile, sets, first, last, file and [str(file), answers.stamp(file)]]
-    plain = pipeline == "develop" and not (resume or run_id or force or plan or grid)
-    if plain and (known := answers.recall(question)):
-        _end_run(**known)
     from amhs.plan import plan_run
 
     asked = _asked(resume, pipeline, profile, _overrides(file, sets), first, last) | {"forced": force}
@@ -149,8 +149,8 @@ def run(
         return
     result = _carried_out(asked, run_id, parse_assignments(grid or ()), _manner(jobs, isolated, timeout_s, memory_mb))
     _follow(asked["pipeline"], result)
-    if plain:
-        _remember(question, result)
+    if pipeline == "develop" and not (resume or run_id or force or grid):
+        _remember(papermill_habits(sys.argv[1:]), result, [file] if file else [])
     _end_run((_grid_text if grid else _run_text)(result), result.exit_code)
 
 # %% ../nbs/lib/25_cli.ipynb #01a1f92a
@@ -220,8 +220,8 @@ def _grid_text(result: Any) -> str:
 
     return f"{result.verdict}\nReport: {short_path(result.report)}"
 
-# %% ../nbs/lib/25_cli.ipynb #044bdde2
-def _remember(question: Any, result: Any) -> None:
+# %% ../nbs/lib/25_cli.ipynb #ce5aad67
+def _remember(question: Any, result: Any, besides: Iterable[Path]) -> None:
     "Keep the answer if asking again would change nothing."
     from dataclasses import replace
 
@@ -229,7 +229,7 @@ def _remember(question: Any, result: Any) -> None:
 
     if result.exit_code in (0, 3):
         again = _run_text(replace(result, executed=()))
-        answers.remember(question, {"text": again, "code": result.exit_code}, rests_on(result))
+        answers.remember(question, {"text": again, "code": result.exit_code}, [*rests_on(result), *besides])
 
 # %% ../nbs/lib/25_cli.ipynb #67199f49
 def _end_run(text: str, code: int) -> None:
