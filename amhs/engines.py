@@ -7,7 +7,7 @@ __all__ = ['OUTPUTS', 'DEEPEST', 'FLIGHT', 'HIGHEST', 'BLOCK', 'ENGINES', 'Trees
            'finished', 'Engine', 'Original', 'Boosters', 'Merged', 'Onnx', 'Perfect', 'fill_up', 'Forest',
            'make_engine', 'seal', 'unseal', 'load_engine']
 
-# %% ../nbs/lib/15_engines.ipynb #01ea2cb2
+# %% ../nbs/lib/15_engines.ipynb #1d58521d
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +21,7 @@ from numba import njit
 
 from .config import CLASSES, TARGETS
 from .core import InputError, ModelError, ParameterError, nearest, read_json, sha256_file, sha256_json, write_json
+from .features import higher, lower
 from .model import NOW, Boosted, Forecaster, load_model
 
 # %% ../nbs/lib/15_engines.ipynb #5207321e
@@ -110,17 +111,6 @@ def read_finish(
     scale, bias = np.array([c["scale"] for c in known], "float64"), np.array([c["bias"] for c in known], "float64").reshape(n, len(CLASSES))
     return Finish(scale, bias, bool(getattr(forecaster.hyper, "ordered", False)), forecaster.features.index(NOW))
 
-# %% ../nbs/lib/15_engines.ipynb #1d87c011
-@njit(error_model="numpy")
-def _higher(a, b):
-    "The higher of two numbers; NaN if one is."
-    return b if b > a or b != b else a
-
-@njit(error_model="numpy")
-def _lower(a, b):
-    "The lower of two numbers; NaN if one is."
-    return b if b < a or b != b else a
-
 # %% ../nbs/lib/15_engines.ipynb #d06054c2
 @njit(error_model="numpy")
 def _probabilities(odds, scale, bias, out):
@@ -143,7 +133,7 @@ def _sort(x, step):
             x[j], x[j - step] = x[j - step], x[j]
             j -= step
 
-# %% ../nbs/lib/15_engines.ipynb #d1b32b80
+# %% ../nbs/lib/15_engines.ipynb #664a6688
 @njit(error_model="numpy")
 def _order(row, now):
     "Make the changes of a row agree: min <= avg <= max, min falling and max rising with the horizon."
@@ -156,13 +146,13 @@ def _order(row, now):
         row[a], row[b] = row[b], row[a]
     _sort(row[2:], OUTPUTS)
     for h in range(n):
-        row[OUTPUTS * h] = _higher(row[OUTPUTS * h], -now)
+        row[OUTPUTS * h] = higher(row[OUTPUTS * h], -now)
     for h in range(n):
         o = OUTPUTS * h
-        row[o + 2] = _higher(row[o + 2], row[0])
-        row[o + 1] = _lower(_higher(row[o + 1], row[o]), row[o + 2])
+        row[o + 2] = higher(row[o + 2], row[0])
+        row[o + 1] = lower(higher(row[o + 1], row[o]), row[o + 2])
 
-# %% ../nbs/lib/15_engines.ipynb #157e0788
+# %% ../nbs/lib/15_engines.ipynb #7f32cd46
 @njit(error_model="numpy")
 def _finish_row(finish, margins, now, out):
     "One row's forecast: now, then the outputs."
@@ -175,7 +165,7 @@ def _finish_row(finish, margins, now, out):
     if finish.ordered:
         _order(out[1:], now)
 
-# %% ../nbs/lib/15_engines.ipynb #68aaa0bc
+# %% ../nbs/lib/15_engines.ipynb #dd11f707
 @njit(nogil=True, cache=True, error_model="numpy")
 def _finish_rows(finish, margins, now, out):
     "The forecasts of many rows."
@@ -612,14 +602,14 @@ def forecast(
     _forecast_row(self.perfect, self.finish, np.ascontiguousarray(x, "float32"), out)
     return out
 
-# %% ../nbs/lib/15_engines.ipynb #84364a88
+# %% ../nbs/lib/15_engines.ipynb #ac9316ec
 @njit(error_model="numpy")
 def _below(forest, tree, node):
     "What a tree says on average below a node."
     size = 1 << forest.depth
     return forest.means[tree * size + node] if node < size else forest.leaves[tree * size + node - size]
 
-# %% ../nbs/lib/15_engines.ipynb #bd78a263
+# %% ../nbs/lib/15_engines.ipynb #2a156c48
 @njit(nogil=True, cache=True, error_model="numpy")
 def _weigh_row(forest, x, output, out):
     "Book every step of a row's paths on the feature asked."
@@ -697,25 +687,25 @@ def unseal(
         raise ModelError("a package was changed or damaged", got=wrong, fix="restore it, or run stage 08 again")
     return card
 
-# %% ../nbs/lib/15_engines.ipynb #e91c9bec
+# %% ../nbs/lib/15_engines.ipynb #877d0f46
 @patch
 def _write(self: Engine, folder: Path) -> dict:
     "Write an engine's files; what is left goes into its card."
     return {}
 
-# %% ../nbs/lib/15_engines.ipynb #9e2fab75
+# %% ../nbs/lib/15_engines.ipynb #4b16dd63
 @patch
 def _write(self: Merged, folder: Path) -> dict:
     self.booster.save_model(folder / "merged.ubj")
     return {"reads": self.reads}
 
-# %% ../nbs/lib/15_engines.ipynb #b0fcfb4b
+# %% ../nbs/lib/15_engines.ipynb #726390ed
 @patch
 def _write(self: Onnx, folder: Path) -> dict:
     (folder / "forest.onnx").write_bytes(self.graph)
     return {}
 
-# %% ../nbs/lib/15_engines.ipynb #5c0d82cd
+# %% ../nbs/lib/15_engines.ipynb #43804410
 @patch
 def _write(self: Forest, folder: Path) -> dict:
     np.savez(folder / "forest.npz", **self.perfect._asdict())
@@ -735,14 +725,14 @@ def save(
                                  "finish": finish, "state": self._write(folder)})
     return folder
 
-# %% ../nbs/lib/15_engines.ipynb #a5dcc96d
+# %% ../nbs/lib/15_engines.ipynb #7f1736ae
 def _read_merged(about: tuple, folder: Path, state: dict) -> Merged:
     "Read the engine `merged`."
     import xgboost as xgb
 
     return Merged(*about, xgb.Booster(model_file=folder / "merged.ubj"), state["reads"])
 
-# %% ../nbs/lib/15_engines.ipynb #2bb9c2b6
+# %% ../nbs/lib/15_engines.ipynb #3a6c34c0
 def _read_forest(about: tuple, folder: Path, state: dict) -> Forest:
     "Read the engine `forest`."
     with np.load(folder / "forest.npz", allow_pickle=False) as arrays:

@@ -6,7 +6,7 @@
 __all__ = ['V8_WINDOW_GROUPS', 'HUB_DETAIL_GROUPS', 'DAY_MIN', 'WEEK_MIN', 'THURSDAY_MIN', 'HANDS', 'PROFILE_DAYS', 'BLOCK_MIN',
            'RAW', 'SUM5', 'TILT5', 'SPREAD5', 'HIGH5', 'LOW5', 'SCRATCH', 'TILE', 'NEEDS', 'FEATURE_SETS', 'Node',
            'Series', 'Window', 'Number', 'Map', 'Clock', 'Average', 'Feature', 'v8_features', 'hub_features', 'Op',
-           'Program', 'Step', 'FeatureKernel', 'compile_features', 'feature_table', 'build_features']
+           'higher', 'lower', 'Program', 'Step', 'FeatureKernel', 'compile_features', 'feature_table', 'build_features']
 
 # %% ../nbs/lib/05_features.ipynb #04f98ef8
 import os, threading
@@ -95,23 +95,23 @@ def _node(
     "A part as it is, a number as a part."
     return value if isinstance(value, Node) else Number(float(value))
 
-# %% ../nbs/lib/05_features.ipynb #bd46c106
+# %% ../nbs/lib/05_features.ipynb #6a0b6b99
 @patch
 def __add__(self: Node, other): return Map("add", self, _node(other))
 
-# %% ../nbs/lib/05_features.ipynb #6810fece
+# %% ../nbs/lib/05_features.ipynb #641ec50d
 @patch
 def __sub__(self: Node, other): return Map("sub", self, _node(other))
 
-# %% ../nbs/lib/05_features.ipynb #1616b365
+# %% ../nbs/lib/05_features.ipynb #4ea1558f
 @patch
 def __mul__(self: Node, other): return Map("mul", self, _node(other))
 
-# %% ../nbs/lib/05_features.ipynb #3c2e8ed5
+# %% ../nbs/lib/05_features.ipynb #bdb4d438
 @patch
 def __rmul__(self: Node, other): return Map("mul", _node(other), self)
 
-# %% ../nbs/lib/05_features.ipynb #86524037
+# %% ../nbs/lib/05_features.ipynb #6ac77329
 @patch
 def __truediv__(self: Node, other): return Map("div", self, _node(other))
 
@@ -594,14 +594,14 @@ class Op(IntEnum):
 BLOCK_MIN = 5
 RAW, SUM5, TILT5, SPREAD5, HIGH5, LOW5, SCRATCH = range(7)  # rows of the work space of a tile
 
-# %% ../nbs/lib/05_features.ipynb #33cf21a5
+# %% ../nbs/lib/05_features.ipynb #af300cde
 @njit(error_model="numpy")
 def _copy(source, out):
     "As many values as `out` takes."
     for i in range(len(out)):
         out[i] = source[i]
 
-# %% ../nbs/lib/05_features.ipynb #671b9a27
+# %% ../nbs/lib/05_features.ipynb #91db8aa7
 @njit(error_model="numpy")
 def _fill(number, out):
     "The same number everywhere."
@@ -625,21 +625,27 @@ def _load(
             for i in range(len(x)):
                 x[i] += sign * source[i]
 
-# %% ../nbs/lib/05_features.ipynb #abfa459c
+# %% ../nbs/lib/05_features.ipynb #5c72dcef
 @njit(error_model="numpy")
 def _add(a, b):
     "The sum of two numbers."
     return a + b
 
-# %% ../nbs/lib/05_features.ipynb #0b900572
+# %% ../nbs/lib/05_features.ipynb #e1523503
 @njit(error_model="numpy")
-def _higher(a, b):
+def higher(
+    a: float,  # a number
+    b: float,  # another
+) -> float:
     "The higher of two numbers; NaN if one is."
     return b if b > a or b != b else a
 
-# %% ../nbs/lib/05_features.ipynb #522b85cf
+# %% ../nbs/lib/05_features.ipynb #86e05508
 @njit(error_model="numpy")
-def _lower(a, b):
+def lower(
+    a: float,  # a number
+    b: float,  # another
+) -> float:
     "The lower of two numbers; NaN if one is."
     return b if b < a or b != b else a
 
@@ -655,8 +661,8 @@ def _five_by(
             out[i + 4] = combine(combine(combine(combine(a[i], b[i]), c[i]), d[i]), e[i])
     return of_five
 
-# %% ../nbs/lib/05_features.ipynb #66aaaded
-_sum5, _high5, _low5 = map(_five_by, (_add, _higher, _lower))
+# %% ../nbs/lib/05_features.ipynb #05e4eaec
+_sum5, _high5, _low5 = map(_five_by, (_add, higher, lower))
 
 # %% ../nbs/lib/05_features.ipynb #d10ec80e
 @njit(error_model="numpy")
@@ -666,13 +672,13 @@ def _tilt5(x, out):
     for i in range(len(e)):
         out[i + 4] = -2.0 * a[i] - b[i] + d[i] + 2.0 * e[i]
 
-# %% ../nbs/lib/05_features.ipynb #82d017c4
+# %% ../nbs/lib/05_features.ipynb #5afe5505
 @njit(error_model="numpy")
 def _apart(x, total):
     "Squared distance of a value from the mean of five, times 25, without dividing."
     return (5.0 * x - total) * (5.0 * x - total)
 
-# %% ../nbs/lib/05_features.ipynb #3b54b620
+# %% ../nbs/lib/05_features.ipynb #3134d26e
 @njit(error_model="numpy")
 def _spread5(x, sums, out):
     "Sum of squared distances from the mean of five minutes."
@@ -712,8 +718,8 @@ def _blocks_by(
                 out[i] = combine(out[i], p[i])
     return of_blocks
 
-# %% ../nbs/lib/05_features.ipynb #cd82f866
-_sum, _highest, _lowest = map(_blocks_by, (_add, _higher, _lower))
+# %% ../nbs/lib/05_features.ipynb #1c2c5e75
+_sum, _highest, _lowest = map(_blocks_by, (_add, higher, lower))
 
 # %% ../nbs/lib/05_features.ipynb #99c2eafc
 @njit(error_model="numpy")
@@ -784,13 +790,13 @@ def _age(x, high, first, blocks, share, level, out):
     for i in range(len(out)):
         out[i] += 0.0 * level[i]
 
-# %% ../nbs/lib/05_features.ipynb #5f26a84b
+# %% ../nbs/lib/05_features.ipynb #ab620bd9
 @njit(error_model="numpy")
 def _flag(truth, a, b):
     "1 or 0; NaN if one side is missing."
     return np.nan if a != a or b != b else 1.0 if truth else 0.0
 
-# %% ../nbs/lib/05_features.ipynb #c84e5a22
+# %% ../nbs/lib/05_features.ipynb #cd02a189
 @njit(error_model="numpy")
 def _compare(op, left, right, out):
     "Flags of a comparison."
@@ -798,7 +804,7 @@ def _compare(op, left, right, out):
         a, b = left[i], right[i]
         out[i] = _flag(a >= b if op == Op.GE else a > b if op == Op.GT else a < b, a, b)
 
-# %% ../nbs/lib/05_features.ipynb #5b9b8c2b
+# %% ../nbs/lib/05_features.ipynb #869a0120
 @njit(error_model="numpy")
 def _combine(op, left, right, out):
     "Arithmetic of two registers; a ratio to nothing is missing."
@@ -813,7 +819,7 @@ def _combine(op, left, right, out):
         elif op == Op.DIV:
             out[i] = a / b if b != 0.0 else np.nan
         else:
-            out[i] = _lower(a, b) if op == Op.LEAST else _higher(a, b)
+            out[i] = lower(a, b) if op == Op.LEAST else higher(a, b)
 
 # %% ../nbs/lib/05_features.ipynb #ad8ffcec
 @njit(error_model="numpy")

@@ -22,7 +22,8 @@ import msgspec
 import numpy as np
 from common import figure, record
 
-from amhs import dashboard
+from amhs import sections
+from amhs.board import Board
 from amhs.messages import Alarm, Answer, Horizon, Level, Reason, Surge
 from amhs.store import Store, minute_of, open_store
 from amhs.telemetry import COLUMNS
@@ -224,10 +225,10 @@ def sections_s(home: Path, hours: float) -> dict[str, float]:
     os.environ["AMHS_DEPLOYED"] = str(home / "deployed")
     found = {}
     with open_store(f"sqlite:///{home}/store.sqlite") as store:
-        for name, make in dashboard.SECTIONS.items():
-            board = dashboard.Board(store, home / "deployed")
+        for name, make in sections.SECTIONS.items():
+            board = Board(store, home / "deployed")
             view, began = board.view(hours=hours), time.perf_counter()
-            make(board, view, dashboard.load_words("en"))
+            make(board, view, sections.load_words("en"))
             found[name] = time.perf_counter() - began
     return found
 

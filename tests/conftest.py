@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import os
+import shutil
 
 import pytest
 from hypothesis import settings
@@ -30,3 +31,17 @@ def week(tmp_path_factory):
         root = tmp_path_factory.mktemp("week")
         own_settings(patch, root)
         return make_runs(root)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Debian's chromium, driven by playwright; started once for a file's tests."""
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if not chromium:
+        pytest.skip("no chromium on this machine; scripts/system-packages.sh installs it")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as p:
+        started = p.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"], timeout=60_000)
+        yield started
+        started.close()

@@ -20,17 +20,16 @@ import pandas as pd
 import pytest
 import yaml
 
-from amhs import dashboard
+from amhs import dashboard, sections
 from amhs.alerts import Alert, FileChannel, send
+from amhs.board import Board, decision_table, figures_for_prometheus, monitoring_figures, monitoring_findings
 from amhs.retrain import Promotion, Verdict, record_verdict
 from amhs.store import open_store
 
 ROOT = Path(__file__).parent.parent
 GRAFANA = ROOT / "deploy/grafana/amhs.json"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 EVIL = "<img src=x onerror=window.hit=1>"
 HANGUL = re.compile("[가-힣]")
-needs_browser = pytest.mark.skipif(not CHROMIUM, reason="no chromium on this machine; scripts/system-packages.sh installs it")
 
 
 def load_bench():
@@ -88,10 +87,10 @@ def test_records_of_monitoring_are_read(store):
                               figures={"mae_max_10": 9.0, "mae_limit": 12.0, "event_recall": float("nan"), "psi_max": 0.5})
     monitor.record(store, "HUB1", checked, NOON + timedelta(hours=1))
     decisions = store.read("decisions")
-    figures, findings = dashboard.monitoring_figures(decisions), dashboard.monitoring_findings(decisions)
+    figures, findings = monitoring_figures(decisions), monitoring_findings(decisions)
     assert figures[["line", "model", "mae_max_10", "psi_max"]].to_numpy().tolist() == [["HUB1", "3-abc", 9.0, 0.5]]
     assert figures["at"].iloc[0] == NOON and findings["what"].tolist() == [finding["what"]]
-    korean = dashboard.finding_text(findings.iloc[0].to_dict(), dashboard.load_words("ko"))
+    korean = sections.finding_text(findings.iloc[0].to_dict(), sections.load_words("ko"))
     assert HANGUL.search(korean) and "0.5" in korean and "0.25" in korean
 
 
@@ -99,7 +98,7 @@ def test_every_kind_of_finding_has_its_sentence_and_its_name():
     from amhs.monitor import KINDS
 
     for lang in ("en", "ko"):
-        words = dashboard.load_words(lang)
+        words = sections.load_words(lang)
         assert {f"found_{k}" for k in KINDS} <= set(words) and set(KINDS) - {"performance"} <= set(words)
 
 
@@ -109,7 +108,7 @@ def test_alerts_and_decisions_are_told_in_words(store, tmp_path):
     for retrain, said in ((False, ()), (True, ("drift on two days",))):
         verdict = Verdict(retrain, ("drift",) if retrain else (), "change", pd.DataFrame({"drift": [2]}, pd.Index(["2026-03-03"], name="day")), said)
         record_verdict(store, verdict, "HUB1", NOON + timedelta(hours=1 + retrain))
-    told = dashboard.decision_table(store.read("decisions"))
+    told = decision_table(store.read("decisions"))
     assert told["subject"].tolist() == ["HUB1"] * 3
     assert told["what"].tolist() == ["Retrain: drift on two days.", "Keep: nothing asks for a retraining.", "HUB1: hub_jobs drifts: open"]
 
@@ -118,13 +117,13 @@ def test_promotions_show_their_verdict(store):
     found = Promotion("refuse", "The current model stays.")
     row = {"id": "p", "at": NOON, "kind": "promotion", "subject": "HUB1", "why": found.sentence, "detail": json.dumps({"verdict": found.verdict})}
     store.write("decisions", [row])
-    assert dashboard.decision_table(store.read("decisions"))["what"].tolist() == ["refuse: The current model stays."]
+    assert decision_table(store.read("decisions"))["what"].tolist() == ["refuse: The current model stays."]
 
 
 # --- words ---
 
 def test_both_languages_say_the_same_things():
-    english, korean = (dashboard.load_words(lang) for lang in ("en", "ko"))
+    english, korean = (sections.load_words(lang) for lang in ("en", "ko"))
     assert list(english) == list(korean)
 
     def places(text):
@@ -137,11 +136,11 @@ def test_both_languages_say_the_same_things():
 # --- the page ---
 
 def test_an_empty_installation_says_what_to_do(store, tmp_path):
-    board = dashboard.Board(store, tmp_path / "deployed")
+    board = Board(store, tmp_path / "deployed")
     for lang in ("en", "ko"):
-        words, view = dashboard.load_words(lang), board.view(lang=lang)
-        assert "amhs operate" in dashboard.head_html(board, view, words)
-        parts = [make(board, view, words) for make in dashboard.SECTIONS.values()]
+        words, view = sections.load_words(lang), board.view(lang=lang)
+        assert "amhs operate" in sections.head_html(board, view, words)
+        parts = [make(board, view, words) for make in sections.SECTIONS.values()]
         assert [len(p) for p in parts] == [1] * 6 and all("empty" in p[0] for p in parts)
 
 
@@ -153,17 +152,7 @@ def test_the_notebook_is_a_guide_too(home, monkeypatch):
     cells = json.loads((ROOT / dashboard.NOTEBOOK).read_text())["cells"]
     space = {}
     exec("\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code"), space)
-    assert set(space["live"].columns) == set(dashboard.SECTIONS) and all(c.objects for c in space["live"].columns.values())
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as p:
-        started = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"], timeout=60_000)
-        yield started
-        started.close()
+    assert set(space["live"].columns) == set(sections.SECTIONS) and all(c.objects for c in space["live"].columns.values())
 
 
 TEXT = """() => {
@@ -211,11 +200,10 @@ class Reader:
         return image.size, colours[0][1], 1 - colours[0][0] / sum(n for n, _ in colours)
 
 
-@needs_browser
 def test_wide_light_english(browser, served, tmp_path):
     reader = Reader(browser, served.address, viewport={"width": 1280, "height": 900}, color_scheme="light").wait(3, 14)
-    text, words = reader.text(), dashboard.load_words("en")
-    assert all(words[name] in text for name in dashboard.SECTIONS)
+    text, words = reader.text(), sections.load_words("en")
+    assert all(words[name] in text for name in sections.SECTIONS)
     assert "hub_jobs_slope +12.3" in text and "12-4f3a9c21" in text and EVIL in text
     assert reader.page.evaluate("window.hit") is None, "text out of the store was taken for HTML"
     host = urllib.parse.urlsplit(served.address).netloc
@@ -226,11 +214,10 @@ def test_wide_light_english(browser, served, tmp_path):
     reader.context.close()
 
 
-@needs_browser
 def test_phone_dark_korean(browser, served, tmp_path):
     reader = Reader(browser, f"{served.address}/?lang=ko", viewport={"width": 390, "height": 800}, color_scheme="dark", has_touch=True).wait(3, 14)
-    text, words = reader.text(), dashboard.load_words("ko")
-    assert all(words[name] in text for name in dashboard.SECTIONS) and "What drifts" not in text
+    text, words = reader.text(), sections.load_words("ko")
+    assert all(words[name] in text for name in sections.SECTIONS) and "What drifts" not in text
     assert reader.page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page is wider than the phone"
     (width, _), ground, share = reader.picture(tmp_path / "phone.png")
     assert max(ground) < 40 and share > 0.05 and width == 390
@@ -238,7 +225,6 @@ def test_phone_dark_korean(browser, served, tmp_path):
     reader.context.close()
 
 
-@needs_browser
 def test_choices_change_page_and_address_and_an_address_brings_them_back(browser, served):
     reader = Reader(browser, f"{served.address}/?theme=dark", viewport={"width": 1280, "height": 900}, color_scheme="light").wait(3, 14)
     assert reader.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(18, 22, 28)", "what is asked for wins over the system"
@@ -278,7 +264,7 @@ def test_numbers_are_those_of_the_page(served, home):
     text = urllib.request.urlopen(f"{served.address}/metrics", timeout=60).read().decode()
     samples = {(s.name, *sorted(s.labels.items())): s.value for f in text_string_to_metric_families(text) for s in f.samples}
     with open_store(f"sqlite:///{home}/store.sqlite") as store:
-        board = dashboard.Board(store, home / "deployed")
+        board = Board(store, home / "deployed")
         last = board.figures(board.view()).drop_duplicates("line", keep="last").set_index("line")
         newest = board.latest().set_index("line")
     for line in ("HUB01", "HUB02"):
@@ -291,12 +277,12 @@ def test_numbers_are_those_of_the_page(served, home):
 def test_a_store_that_cannot_be_read_is_told(tmp_path):
     path = tmp_path / "store.sqlite"
     with open_store(f"sqlite:///{path}") as store:
-        board = dashboard.Board(store, tmp_path / "deployed")
+        board = Board(store, tmp_path / "deployed")
         store.close()
         path.write_bytes(b"no database at all" * 1000)
         for rest in ("-wal", "-shm"):
             Path(f"{path}{rest}").unlink(missing_ok=True)
-        assert "amhs_monitor_up 0.0" in dashboard.figures_for_prometheus(board)
+        assert "amhs_monitor_up 0.0" in figures_for_prometheus(board)
 
 
 def service_text():

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -18,8 +17,6 @@ from by_hand import copy_project, handed_over, plain_environment, run_in_batch
 from amhs.core import read_json, write_json
 
 AMHS = Path(sys.executable).with_name("amhs")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no chromium on this machine; scripts/system-packages.sh installs it")
 TOKEN = "for-this-test-only"
 
 
@@ -87,16 +84,6 @@ class Lab:
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait(10)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as p:
-        started = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"], timeout=60_000)
-        yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ LAYERS = [
     {"core"}, {"answers", "messages", "processes", "load"},
     {"config", "client"}, {"pages"}, {"documents"}, {"telemetry"}, {"simulate", "quality", "features", "targets", "rules"}, {"model"},
     {"evaluate", "plots", "engines"}, {"inference", "baseline", "store"}, {"develop", "deployment", "access"}, {"registry"}, {"package", "serve", "schedule"},
-    {"api", "bento", "offline", "dashboard"}, {"integration"},
+    {"api", "bento", "offline", "board"}, {"sections"}, {"dashboard"}, {"integration"},
     {"monitor", "alerts"}, {"retrain"}, {"operate"}, {"rehearsal"},
     {"stages"}, {"provenance"}, {"plan"}, {"reports"}, {"compare"}, {"wire"}, {"kernel"}, {"warm"}, {"execute"}, {"runs"},
     {"archive"}, {"grids"}, {"reproduce"}, {"workbench"}, {"maturity"}, {"serving"}, {"operating"}, {"cli"},
@@ -18,8 +18,8 @@ LAYERS = [
 HOMES = {"mlflow": {"registry"}, "papermill": {"execute"}, "matplotlib": {"plots"}, "bentoml": {"package"},
          "sqlalchemy": {"store"}, "optuna": {"develop"}, "jinja2": {"documents"},
          "starlette": {"api"}, "httpx": {"client", "alerts"},
-         "msgspec": {"messages", "serve", "api", "client", "offline", "integration", "monitor", "dashboard"},
-         "panel": {"dashboard"}, "bokeh": {"dashboard"}, "schemathesis": {"integration"}, "hypothesis": {"integration"}}
+         "msgspec": {"messages", "serve", "api", "client", "offline", "integration", "monitor", "board"},
+         "panel": {"dashboard"}, "bokeh": {"sections"}, "schemathesis": {"integration"}, "hypothesis": {"integration"}}
 LEVEL = {module: i for i, layer in enumerate(LAYERS) for module in layer}
 
 

@@ -17,8 +17,6 @@ from amhs import reports
 from amhs.core import read_json, write_json
 from amhs.stages import PIPELINES, STAGES, find_stage, stage_manifest
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
 
 def manifests(run):
     return {s.name: m for s in STAGES if (m := stage_manifest(run, s))}
@@ -198,47 +196,39 @@ def test_runs_that_end_together_are_all_listed(tmp_path):
     assert len(rows((tmp_path / "index.html").read_text())) == 24
 
 
-@pytest.mark.skipif(not CHROMIUM, reason="no chromium on this machine")
-def test_the_list_filters_and_sorts_in_a_browser(week):
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"])
-        page = browser.new_page()
-        asked = []
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto((week / "index.html").as_uri())
+def test_the_list_filters_and_sorts_in_a_browser(week, browser):
+    page = browser.new_page()
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto((week / "index.html").as_uri())
 
-        def seen():
-            return [r.text_content().strip() for r in page.locator("tbody tr td.run").all() if r.is_visible()]
+    def seen():
+        return [r.text_content().strip() for r in page.locator("tbody tr td.run").all() if r.is_visible()]
 
-        assert seen() == ["thursday", "wednesday", "tuesday", "monday"]
-        page.select_option("select[data-by=status]", "finished")
-        assert seen() == ["thursday", "monday"] and "2 of 4 runs" in page.text_content("form")
-        page.select_option("select[data-by=status]", "")
-        page.fill("input[name=words]", "skill refused")
-        assert seen() == ["tuesday"]
-        page.fill("input[name=words]", "")
-        page.click("th >> text=run")
-        assert seen() == ["monday", "thursday", "tuesday", "wednesday"]
-        page.click("th >> text=run")
-        assert seen() == ["wednesday", "tuesday", "thursday", "monday"]
-        page.select_option("select[name=metric]", "mae")
-        assert seen()[0] == "monday" and seen()[-1] == "thursday", "largest first; runs without that number last"
-        assert all(url.startswith(("file:", "data:")) for url in asked)
-        browser.close()
+    assert seen() == ["thursday", "wednesday", "tuesday", "monday"]
+    page.select_option("select[data-by=status]", "finished")
+    assert seen() == ["thursday", "monday"] and "2 of 4 runs" in page.text_content("form")
+    page.select_option("select[data-by=status]", "")
+    page.fill("input[name=words]", "skill refused")
+    assert seen() == ["tuesday"]
+    page.fill("input[name=words]", "")
+    page.click("th >> text=run")
+    assert seen() == ["monday", "thursday", "tuesday", "wednesday"]
+    page.click("th >> text=run")
+    assert seen() == ["wednesday", "tuesday", "thursday", "monday"]
+    page.select_option("select[name=metric]", "mae")
+    assert seen()[0] == "monday" and seen()[-1] == "thursday", "largest first; runs without that number last"
+    assert all(url.startswith(("file:", "data:")) for url in asked)
+    page.close()
 
 
-@pytest.mark.skipif(not CHROMIUM, reason="no chromium on this machine")
-def test_pages_fit_a_phone(week):
+def test_pages_fit_a_phone(week, browser):
     "Nothing makes a page itself wider than the screen: pictures and tables scroll in their boxes."
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"])
-        page = browser.new_page(viewport={"width": 390, "height": 800})
-        for path in ("index.html", "tuesday/index.html", "tuesday/06_train/notebook.html", "wednesday/07_evaluate/notebook.html"):
-            page.goto((week / path).as_uri())
-            assert page.evaluate("document.documentElement.scrollWidth") <= 390, path
-        browser.close()
+    page = browser.new_page(viewport={"width": 390, "height": 800})
+    for path in ("index.html", "tuesday/index.html", "tuesday/06_train/notebook.html", "wednesday/07_evaluate/notebook.html"):
+        page.goto((week / path).as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, path
+    page.close()
 
 
 # --- words, and what the runner does with the pages -----------------------------------------------------------------

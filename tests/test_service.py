@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -215,24 +214,19 @@ def test_slow_clients_hold_up_nobody(service, data):
         s.close()
 
 
-@pytest.mark.skipif(not shutil.which("chromium"), reason="there is no chromium here")
-def test_the_interface_can_be_read_and_tried_in_a_browser(service, tmp_path):
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"])
-        page = browser.new_page(viewport={"width": 1200, "height": 1600})
-        strangers = []
-        page.on("request", lambda r: strangers.append(r.url) if not r.url.startswith((service.url, "data:")) else None)
-        page.goto(f"{service.url}/v1/docs")
-        page.wait_for_selector("text=Forecast from a window of the newest minutes")
-        page.screenshot(path=os.environ.get("AMHS_SHOTS", str(tmp_path)) + "/interface.png")
-        page.click("text=Forecast from a window of the newest minutes")
-        page.click("button:has-text('Try it out')")
-        page.click("button.execute")
-        page.wait_for_selector("text=a key is needed")
-        assert strangers == []
-        browser.close()
+def test_the_interface_can_be_read_and_tried_in_a_browser(service, tmp_path, browser):
+    page = browser.new_page(viewport={"width": 1200, "height": 1600})
+    strangers = []
+    page.on("request", lambda r: strangers.append(r.url) if not r.url.startswith((service.url, "data:")) else None)
+    page.goto(f"{service.url}/v1/docs")
+    page.wait_for_selector("text=Forecast from a window of the newest minutes")
+    page.screenshot(path=os.environ.get("AMHS_SHOTS", str(tmp_path)) + "/interface.png")
+    page.click("text=Forecast from a window of the newest minutes")
+    page.click("button:has-text('Try it out')")
+    page.click("button.execute")
+    page.wait_for_selector("text=a key is needed")
+    assert strangers == []
+    page.close()
 
 
 def test_a_full_disk_acknowledges_no_row_and_answers_all_the_same(packages, data, tmp_path):
