@@ -28,11 +28,11 @@ run: $(READY)  ## the whole development pipeline, demo size, then the report to 
 
 test: $(READY)  ## all tests but the long ones (at most 15 minutes on 2 cores)
 	@bash scripts/system-packages.sh
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup -m "not full"
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m "not full"
 
 test-full: $(READY)  ## the long tests too
 	@bash scripts/system-packages.sh
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
+	$(BIN)/python -m pytest -n auto --maxprocesses 4
 
 serve: $(READY)  ## the service on port 3000 (more for it: make serve ARGS="--port 8080")
 	$(BIN)/amhs serve $(ARGS)

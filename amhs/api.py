@@ -7,7 +7,7 @@ __all__ = ['BODY_WITHIN_S', 'INLINE', 'WAYS', 'Front', 'Metrics', 'read_body', '
            'lines', 'model', 'explain', 'explanation', 'feedback', 'predictions', 'health', 'Way', 'failure',
            'endpoint', 'make_desk', 'create_app', 'openapi']
 
-# %% ../nbs/lib/17_api.ipynb #18e8b11a
+# %% ../nbs/lib/17_api.ipynb #80d7ada5
 import asyncio, gc, time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +20,7 @@ import msgspec
 from fastcore.basics import patch
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
@@ -129,7 +129,7 @@ def _key(self: Front, request: Request) -> Key:
     what = "this key is not valid" if presented else "a key is needed"
     raise Refused(401, what, fix="send Authorization: Bearer KEY; keys are made with `amhs keys add NAME`")
 
-# %% ../nbs/lib/17_api.ipynb #c6fbb3c3
+# %% ../nbs/lib/17_api.ipynb #a7082fca
 BODY_WITHIN_S = 10.0
 
 
@@ -147,7 +147,12 @@ async def read_body(
     parts, size = [], 0
     try:
         async with asyncio.timeout(BODY_WITHIN_S):
-            async for part in request.stream():
+            more = True
+            while more:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                part, more = message.get("body", b""), message.get("more_body", False)
                 parts.append(part)
                 if (size := size + len(part)) > limit:
                     raise too_large(size)
@@ -483,7 +488,7 @@ async def _no_way(request: Request, error: HTTPException) -> Response:
     said = Refused(error.status_code, error.detail.lower(), got=f"{request.method} {request.url.path}"[:200], fix="see /v1/openapi.json")
     return Response(_ENCODE(failure(said)), error.status_code, error.headers, "application/json")
 
-# %% ../nbs/lib/17_api.ipynb #f8feaa26
+# %% ../nbs/lib/17_api.ipynb #5d883825
 async def _tried(front: Front, way: Way, request: Request) -> Response:
     "Do the work of an endpoint; every error becomes a sentence with its status."
     try:
@@ -497,6 +502,8 @@ async def _tried(front: Front, way: Way, request: Request) -> Response:
         return _refusal(400, Refused(400, "the body is not what this endpoint takes", got=str(e), fix=fix), front)
     except StoreError as e:
         return _refusal(503, e, front)
+    except ClientDisconnect:
+        return Response(status_code=499)  # nobody hears it
     except Exception:
         log.exception("an endpoint failed: %s", way.path)
         return _refusal(500, Refused(500, "the service failed", fix="see its log"), front)
@@ -515,9 +522,9 @@ def endpoint(
     handle.__name__ = way.work.__name__
     return handle
 
-# %% ../nbs/lib/17_api.ipynb #1290a201
+# %% ../nbs/lib/17_api.ipynb #6e1af0ba
 @patch
-async def heartbeat(self: Front, every_s: float = 0.005) -> None:
+async def heartbeat(self: Front, every_s: float = 0.01) -> None:
     "Notice how late the event loop is."
     while True:
         began = time.perf_counter()
@@ -556,7 +563,7 @@ def make_desk() -> Desk:
     "The desk of this installation, as the settings say."
     return Desk(open_store())
 
-# %% ../nbs/lib/17_api.ipynb #055e89eb
+# %% ../nbs/lib/17_api.ipynb #fe0db029
 def create_app(
     desk: Callable[[], Desk] = make_desk,  # called when the application starts
     keys: Path | str | None = None,  # file of API keys; None: the settings'
@@ -568,7 +575,18 @@ def create_app(
     routes += [Mount("/assets", StaticFiles(directory=assets))] if assets else []
     app = Starlette(routes=routes, lifespan=lambda app: _life(app, desk, keys), exception_handlers={HTTPException: _no_way})
     app.state.front = None
+    app.state.ends = {(w.method, w.path): _end(app, w) for w in WAYS if "{" not in w.path}
     return app
+
+# %% ../nbs/lib/17_api.ipynb #a1c12274
+def _end(app: Starlette, way: Way) -> Callable[..., Awaitable[None]]:
+    "An endpoint as an application (ASGI) of its own, for `door.Direct`."
+    handle = endpoint(way)
+
+    async def end(scope: dict, receive: Callable, send: Callable) -> None:
+        response = await handle(Request(scope | {"app": app}, receive))
+        await response(scope, receive, send)
+    return end
 
 # %% ../nbs/lib/17_api.ipynb #bbd58604
 @asynccontextmanager

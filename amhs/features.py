@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['V8_WINDOW_GROUPS', 'HUB_DETAIL_GROUPS', 'DAY_MIN', 'WEEK_MIN', 'THURSDAY_MIN', 'HANDS', 'PROFILE_DAYS', 'BLOCK_MIN',
-           'RAW', 'SUM5', 'TILT5', 'SPREAD5', 'HIGH5', 'LOW5', 'SCRATCH', 'TILE', 'NEEDS', 'FEATURE_SETS', 'Node',
-           'Series', 'Window', 'Number', 'Map', 'Clock', 'Average', 'Feature', 'v8_features', 'hub_features', 'Op',
-           'higher', 'lower', 'Program', 'Step', 'FeatureKernel', 'compile_features', 'feature_table', 'build_features']
+           'RAW', 'SUM5', 'TILT5', 'SPREAD5', 'HIGH5', 'LOW5', 'SCRATCH', 'TILE', 'MISSING', 'NEEDS', 'FEATURE_SETS',
+           'Node', 'Series', 'Window', 'Number', 'Map', 'Clock', 'Average', 'Feature', 'v8_features', 'hub_features',
+           'Op', 'higher', 'lower', 'Program', 'Step', 'FeatureKernel', 'compile_features', 'feature_table',
+           'build_features']
 
 # %% ../nbs/lib/05_features.ipynb #04f98ef8
 import os, threading
@@ -967,6 +968,25 @@ def _at_site(
         return Average(tuple(parts)) if all(parts) else None
     return node
 
+# %% ../nbs/lib/05_features.ipynb #76609f3e
+MISSING = Number(np.nan)
+
+
+def _within(
+    node: Node,
+    minutes: int,  # that are known
+) -> Node:
+    "An expression as made from a short window: what looks further back is missing."
+    if isinstance(node, Window):
+        return node if node.length + node.lag + node.series.ago <= minutes else MISSING
+    if isinstance(node, Map):
+        sides = [_within(side, minutes) for side in (node.left, node.right)]
+        return MISSING if MISSING in sides else Map(node.kind, *sides)
+    if isinstance(node, Average):
+        parts = [part for p in node.parts if (part := _within(p, minutes)) != MISSING]
+        return Average(tuple(parts)) if parts else MISSING
+    return node
+
 # %% ../nbs/lib/05_features.ipynb #aad92d26
 NEEDS = {"mean": ("sum",), "std": ("sum", "spread"), "max": ("high",), "min": ("low",), "slope": ("sum", "tilt"),
          "ewma": ("sum",), "age": ("high",)}
@@ -1103,7 +1123,7 @@ def _features(
         raise ParameterError("no such feature set", got=feature_set, fix=f"use one of {', '.join(nearest(feature_set, FEATURE_SETS))}")
     return FEATURE_SETS[feature_set](limits)
 
-# %% ../nbs/lib/05_features.ipynb #3f2f67b1
+# %% ../nbs/lib/05_features.ipynb #c8a3d686
 class FeatureKernel:
     "A feature set compiled for the columns of a site."
     def __init__(
@@ -1128,6 +1148,11 @@ class FeatureKernel:
     @cached_property
     def program(self) -> Program:
         return _program([f.value for f in self.features], self.columns)
+
+    @cached_property
+    def brief(self) -> Program:
+        "The same for windows of half an hour."
+        return _program([_within(f.value, WINDOW_MIN) for f in self.features], self.columns)
 
 # %% ../nbs/lib/05_features.ipynb #d0b23786
 @lru_cache(maxsize=32)
@@ -1262,14 +1287,14 @@ def _in_threads(
     for part in parts if len(parts) == 1 else []:
         work(part)
 
-# %% ../nbs/lib/05_features.ipynb #2b946190
+# %% ../nbs/lib/05_features.ipynb #c9669780
 class _Room:
     "A thread's room to compute one row in."
 
     def __init__(self, kernel: "FeatureKernel"):
-        program = kernel.program
-        self.work = np.empty((SCRATCH + 1, program.length.max() + 1))
-        self.registers, self.tile, self.clock = np.empty((program.to.max() + 1, 1)), np.array([[0, 1, 0]]), np.zeros(1, "int64")
+        self.work = np.empty((SCRATCH + 1, kernel.program.length.max() + 1))
+        self.registers = np.empty((max(p.to.max() for p in (kernel.program, kernel.brief)) + 1, 1))
+        self.tile, self.clock = np.array([[0, 1, 0]]), np.zeros(1, "int64")
         self.values, self.used = np.full((len(kernel.columns), kernel.memory_min), np.nan, "float32"), 0
         self.seen = self.values.view()
         self.seen.flags.writeable = False
@@ -1289,7 +1314,7 @@ def _room(self: FeatureKernel) -> _Room:
         self._rooms.own = _Room(self)
     return self._rooms.own
 
-# %% ../nbs/lib/05_features.ipynb #05118872
+# %% ../nbs/lib/05_features.ipynb #0870694f
 @patch
 def row(
     self: FeatureKernel,
@@ -1301,14 +1326,15 @@ def row(
     if window.ndim != 2 or window.shape[0] != len(self.columns) or window.shape[1] < self.history_min:
         raise InputError(f"a window must hold {len(self.columns)} columns and at least {self.history_min} minutes", got=window.shape)
     room, out = self._room(), np.empty((len(self.names), 1), "float32")
-    room.tile[0, 0] = (max(window.shape[1], self.memory_min) - 1) if end is None else end
+    brief, held = window.shape[1] == WINDOW_MIN, WINDOW_MIN < window.shape[1] < self.memory_min
+    room.tile[0, 0] = end if end is not None else (self.memory_min if held else window.shape[1]) - 1
     if self.has_clock:
         if minute is None:
             raise _no_minutes()
         room.clock[0] = (minute + _offset_min(minute // 30, self.timezone) + THURSDAY_MIN) % WEEK_MIN
-    values = room.hold(window) if window.shape[1] < self.memory_min else np.ascontiguousarray(window, "float32").view()
+    values = room.hold(window) if held else np.ascontiguousarray(window, "float32").view()
     values.flags.writeable = False
-    _run(self.program, values, room.tile, room.clock, room.work, room.registers, out)
+    _run(self.brief if brief else self.program, values, room.tile, room.clock, room.work, room.registers, out)
     return out[:, 0]
 
 # %% ../nbs/lib/05_features.ipynb #876c92db

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['LARGEST', 'Serving', 'load_serving', 'Refused', 'rows_array', 'some_unknown', 'carried', 'moment_of', 'History',
-           'Line', 'make_line', 'counted_ids', 'Desk', 'memory_of', 'Task', 'Said', 'features_of', 'ask', 'Offsets',
-           'offsets_of', 'class_of', 'Teller', 'teller_of', 'horizons_of', 'level_horizons', 'model_score',
-           'prediction_row', 'read_inputs', 'trial_table']
+           'Line', 'make_line', 'counted_ids', 'Desk', 'memory_of', 'Task', 'Said', 'features_of', 'ask', 'offsets_of',
+           'class_of', 'Teller', 'teller_of', 'horizons_of', 'level_horizons', 'model_score', 'prediction_row',
+           'read_inputs', 'trial_table']
 
-# %% ../nbs/lib/16_serve.ipynb #adcb9c4d
+# %% ../nbs/lib/16_serve.ipynb #5bf2efea
 import itertools, time, uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ import msgspec
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
+from numba import njit
 from pydantic import Field
 
 from .config import CLASSES, HORIZONS_MIN, TARGETS, WINDOW_MIN, Count, Frozen, checked, load_site, read_yaml, settings
@@ -31,7 +32,7 @@ from .rules import SEVERITIES, Verdict, compile_rules, decide, load_rules
 from .store import Store, minute_of
 from .telemetry import COLUMNS
 
-# %% ../nbs/lib/16_serve.ipynb #e9f0a681
+# %% ../nbs/lib/16_serve.ipynb #dd352482
 class Serving(Frozen):
     "How a service answers; `params/serving.yaml`."
 
@@ -48,7 +49,7 @@ class Serving(Frozen):
     auth: bool = True  # off only for callers on this machine
     body_limit_kb: Count = 2048
     rate_per_s: float = Field(0, ge=0)  # requests of one key; 0: no limit
-    shed_after_ms: float = Field(20, gt=0)  # an event loop so late answers 503
+    shed_after_ms: float = Field(40, gt=0)  # an event loop so late answers 503
 
 # %% ../nbs/lib/16_serve.ipynb #407391aa
 def load_serving(
@@ -69,32 +70,40 @@ class Refused(AmhsError):
 # %% ../nbs/lib/16_serve.ipynb #92f3b79f
 LARGEST = 1e7  # beyond it a number is absurd in every unit of the schema
 
-# %% ../nbs/lib/16_serve.ipynb #91921409
+# %% ../nbs/lib/16_serve.ipynb #34311c5a
 def rows_array(
     rows: Sequence[Sequence[float | None]],  # one per minute
     columns: int,  # numbers in each
 ) -> tuple[np.ndarray, bool]:  # float32 (minutes, columns), NaN where unknown; whether anything is
     "Rows as an array; ragged and absurd ones are refused."
     try:
-        with np.errstate(over="ignore"):  # infinite is beyond the largest, too
-            values = np.array(rows, dtype=np.float32)
+        values = np.array(rows, dtype=np.float64)
     except ValueError:
         values = np.empty(0)
     if values.ndim != 2 or values.shape[1] != columns:
         lengths = sorted({len(r) for r in rows})
         raise Refused(422, f"every row needs {columns} numbers, one per column", got=f"rows of {lengths[:5]}", fix="write null for what is not known")
-    return values, some_unknown(values)
+    unknown = some_unknown(values)
+    return values.astype(np.float32), unknown
 
-# %% ../nbs/lib/16_serve.ipynb #0106752a
+# %% ../nbs/lib/16_serve.ipynb #407ca271
+@njit(cache=True)
+def _extent(values):
+    "The largest size, and whether any is NaN."
+    largest, unknown = 0.0, False
+    for value in values:
+        if value != value:
+            unknown = True
+        elif abs(value) > largest:
+            largest = abs(value)
+    return largest, unknown
+
+# %% ../nbs/lib/16_serve.ipynb #ea19522d
 def some_unknown(
-    values: np.ndarray,  # float32
+    values: np.ndarray,  # float64
 ) -> bool:
     "Whether any value is NaN; an absurd value is refused."
-    sizes = np.abs(values)
-    largest = float(np.maximum.reduce(sizes, axis=None, initial=0))
-    unknown = largest != largest
-    if unknown:
-        largest = float(np.fmax.reduce(sizes, axis=None))
+    largest, unknown = _extent(values.ravel())
     if largest > LARGEST:
         raise Refused(422, f"a value is beyond ±{LARGEST:g}", got=largest, fix="check the units, or write null for what is not known")
     return unknown
@@ -308,7 +317,7 @@ def changed(self: Desk) -> bool:
     stamp = (path.stat().st_mtime_ns, path.stat().st_ino) if path.is_file() else None
     return stamp != self.stamp
 
-# %% ../nbs/lib/16_serve.ipynb #9541d255
+# %% ../nbs/lib/16_serve.ipynb #8bf40420
 @patch
 def refresh(self: Desk) -> None:
     "Read who answers for which line, load what is missing, then swap in one step."
@@ -317,6 +326,8 @@ def refresh(self: Desk) -> None:
     told, errors = read_deployment(self.folder), {}
     packages = {v: found for v in told.versions() if (found := self._package(v, errors))}
     lines = {name: self._line(name, line, packages) for name, line in told.lines.items()}
+    for line in lines.values():  # what is compiled is compiled before anybody waits
+        level_horizons(line.tellers[""], float(some_unknown(np.zeros(1))))
     self.lines, self.packages, self.errors, self.stamp = lines, packages, errors, stamp
 
 # %% ../nbs/lib/16_serve.ipynb #ff48e190
@@ -481,83 +492,88 @@ def ask(
     x = features_of(task)
     return Said(task.package.forecast(x), x)
 
-# %% ../nbs/lib/16_serve.ipynb #d9918123
-class Offsets(NamedTuple):
-    "How far below and above a forecast the truth may lie."
-
-    low: np.ndarray  # float64 (horizons, 3): min, avg, max; jobs
-    high: np.ndarray
-
-# %% ../nbs/lib/16_serve.ipynb #907db107
+# %% ../nbs/lib/16_serve.ipynb #b3fea291
 def offsets_of(
     found: Mapping[str, Sequence[float]],  # change_<target>_<horizon> -> lower and upper offset, jobs
     horizons: Sequence[int],  # minutes ahead
-) -> Offsets | None:  # None: not known
-    "Intervals as arrays."
-    if not found:
-        return None
-    both = np.array([[found[f"change_{t}_{h}"] for t in TARGETS] for h in horizons])
-    return Offsets(both[..., 0], both[..., 1])
+) -> np.ndarray | None:  # float64 (horizons, 3: min, avg, max; 3: 0, lower, upper), jobs; None: not known
+    "How far below and above a forecast the truth may lie."
+    return np.array([[(0.0, *found[f"change_{t}_{h}"]) for t in TARGETS] for h in horizons]) if found else None
 
-# %% ../nbs/lib/16_serve.ipynb #d2de7810
-def _levels(levels: np.ndarray, offsets: Offsets | None) -> list[list[Level]]:
-    "Levels (horizons, 3) with their intervals; no queue is shorter than nothing."
-    said = levels.round(2).tolist()
-    if offsets is None:
-        return [[Level(level) for level in row] for row in said]
-    low, high = (np.maximum(levels + o, 0.0).round(2).tolist() for o in offsets)
-    return [[Level(*of) for of in zip(*rows)] for rows in zip(said, low, high)]
-
-# %% ../nbs/lib/16_serve.ipynb #378d5709
+# %% ../nbs/lib/16_serve.ipynb #6b8c372e
+@njit(cache=True, error_model="numpy")
 def class_of(
-    probs: Sequence[float],  # flat, slight, surge
-    shares: Sequence[float] | None,  # of the classes, to compare with; None: the most likely wins
+    probs: np.ndarray,  # flat, slight, surge
+    shares: np.ndarray,  # of the classes, to compare with; all the same: the most likely wins
 ) -> int:  # 0 flat, 1 slight, 2 surge
     "The class one forecast decides for."
-    gain = [p / s if s > 1e-12 else -1.0 if s <= 0 else p / 1e-12 for p, s in zip(probs, shares or (1.0, 1.0, 1.0))]
-    limit = max(gain) * (1 - 1e-5)
-    likely = [p if g >= limit else -1.0 for p, g in zip(probs, gain)]
-    return likely.index(max(likely))
+    gain, likely = np.empty(3), np.empty(3)
+    for i in range(3):
+        gain[i] = probs[i] / max(shares[i], 1e-12) if shares[i] > 0 else -1.0
+    for i in range(3):
+        likely[i] = probs[i] if gain[i] >= gain.max() * (1 - 1e-5) else -1.0
+    return likely.argmax()
 
-# %% ../nbs/lib/16_serve.ipynb #f1dfcdd0
+# %% ../nbs/lib/16_serve.ipynb #51b8ee0c
+@njit(cache=True, error_model="numpy")
+def _tell(forecast, offsets, shares, out):
+    "Fill `out` (horizons, 13): lowest, average and highest level, each with its bounds, then three probabilities, and the class."
+    for h in range(len(out)):
+        row = forecast[1 + 6 * h : 7 + 6 * h].astype(np.float64)
+        for t in range(3):
+            for bound in range(3):
+                level = float(forecast[0]) + row[t] + offsets[h, t, bound]
+                out[h, 3 * t + bound] = np.rint(100.0 * (max(level, 0.0) if bound else level)) / 100.0
+        for i in range(3):
+            out[h, 9 + i] = np.rint(10_000.0 * row[3 + i]) / 10_000.0
+        out[h, 12] = class_of(row[3:], shares[h])
+
+# %% ../nbs/lib/16_serve.ipynb #96200b56
 @dataclass(frozen=True)
 class Teller:
     "What is known of a package before any request, made ready for one."
 
     horizons: tuple[int, ...]
-    shares: list  # per horizon, of the classes
-    model: Offsets | None  # of the model's levels
-    level: Offsets | None  # of the level as it is
+    shares: np.ndarray  # float64 (horizons, 3), of the classes
+    model: np.ndarray | None  # offsets of the model's levels
+    level: np.ndarray | None  # of the level as it is
 
-# %% ../nbs/lib/16_serve.ipynb #4756ce5e
+# %% ../nbs/lib/16_serve.ipynb #1d1b701c
 def teller_of(
     package: Package | None,  # None: a line without one
 ) -> Teller:
     "What `horizons_of` needs of a package."
     if package is None:
-        return Teller(HORIZONS_MIN, [], None, None)
-    shares = [package.facts["class_shares"].get(str(h)) for h in package.horizons]
+        return Teller(HORIZONS_MIN, np.ones((len(HORIZONS_MIN), len(CLASSES))), None, None)
+    shares = np.array([package.facts["class_shares"].get(str(h)) or [1.0] * len(CLASSES) for h in package.horizons])
     return Teller(tuple(package.horizons), shares, *(offsets_of(o, package.horizons) for o in (package.intervals.model, package.intervals.level)))
 
-# %% ../nbs/lib/16_serve.ipynb #bf7a4b1e
+# %% ../nbs/lib/16_serve.ipynb #d78ddfee
+def _numbers(teller: Teller, forecast: np.ndarray, offsets: np.ndarray | None) -> list[tuple[Level, Level, Level, list]]:
+    "Per horizon three levels, with bounds where they are known; then probabilities and class."
+    out = np.empty((len(teller.horizons), 13))
+    _tell(forecast, np.zeros((len(out), 3, 3)) if offsets is None else offsets, teller.shares, out)
+    width = 1 if offsets is None else 3
+    return [(Level(*r[:width]), Level(*r[3 : 3 + width]), Level(*r[6 : 6 + width]), r[9:]) for r in out.tolist()]
+
+# %% ../nbs/lib/16_serve.ipynb #d3ab3cbe
 def horizons_of(
     teller: Teller,  # from `teller_of`
     forecast: np.ndarray,  # float32 (1 + 6 * horizons,)
 ) -> list[Horizon]:
     "A forecast as it is told."
-    table = forecast[1:].reshape(-1, 6).astype(np.float64)
-    levels, probs = _levels(table[:, :3] + float(forecast[0]), teller.model), table[:, 3:].round(4).tolist()
-    exact = table[:, 3:].tolist()
-    return [Horizon(h, *levels[i], Surge(CLASSES[class_of(exact[i], teller.shares[i])], *probs[i])) for i, h in enumerate(teller.horizons)]
+    return [Horizon(h, least, mean, most, Surge(CLASSES[int(p[3])], *p[:3]))
+            for h, (least, mean, most, p) in zip(teller.horizons, _numbers(teller, forecast, teller.model))]
 
-# %% ../nbs/lib/16_serve.ipynb #f12236d9
+# %% ../nbs/lib/16_serve.ipynb #d1bf90a5
 def level_horizons(
     teller: Teller,  # from `teller_of`
     now: float,  # jobs
 ) -> list[Horizon]:
     "What is told when no model speaks: the queue stays as it is, give or take."
-    levels = _levels(np.full((len(teller.horizons), len(TARGETS)), now), teller.level)
-    return [Horizon(h, *levels[i]) for i, h in enumerate(teller.horizons)]
+    still = np.zeros(1 + 6 * len(teller.horizons), "float32")
+    still[0] = now
+    return [Horizon(h, *levels) for h, (*levels, _) in zip(teller.horizons, _numbers(teller, still, teller.level))]
 
 # %% ../nbs/lib/16_serve.ipynb #6048972a
 def model_score(
@@ -734,7 +750,7 @@ def shadow(
     line.beside = line.beside or Line(line.name, line.told, line.packages, line.tellers, line.judge, line.limit_min)
     return self.answer(task._replace(role="shadow", package=package, inputs=None, line=line.beside))
 
-# %% ../nbs/lib/16_serve.ipynb #137760cb
+# %% ../nbs/lib/16_serve.ipynb #23ba1668
 @patch
 def take_row(
     self: Desk,
@@ -749,10 +765,9 @@ def take_row(
         raise Refused(422, f"the row is older than {self.serving.keep_observations_days} days", got=row.timestamp.isoformat(), fix="import history as a file")
     if unknown := [c for c in row.values if c not in COLUMNS]:
         raise Refused(422, "no such column", got=unknown[0], fix=f"did you mean {', '.join(nearest(unknown[0], COLUMNS))}?")
-    with np.errstate(over="ignore"):
-        values = np.array([row.values.get(c) for c in COLUMNS], dtype=np.float32)
+    values = np.array([row.values.get(c) for c in COLUMNS], dtype=np.float64)
     some_unknown(values)
-    return {"line": row.line, "minute": minute, "received": self._now(), "values": values}
+    return {"line": row.line, "minute": minute, "received": self._now(), "values": values.astype(np.float32)}
 
 # %% ../nbs/lib/16_serve.ipynb #f90a95e2
 @patch

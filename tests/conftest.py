@@ -14,12 +14,15 @@ settings.load_profile("amhs")
 os.environ["AMHS_REGISTRY"] = "off"
 
 
-@pytest.hookimpl(tryfirst=True)  # before the worker reads the groups
-def pytest_collection_modifyitems(items):
-    """A file's tests share fixtures, so they stay on one worker (`--dist loadgroup`); library notebooks share nothing and fill the gaps."""
-    for item in items:
-        if getattr(item, "originalname", "") != "test_library_notebook_runs":
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
+def pytest_xdist_make_scheduler(config, log):
+    """A file's tests share fixtures, so they stay on one worker; library notebooks share nothing and fill the gaps at the end."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return nodeid if "test_library_notebook_runs" in nodeid else nodeid.split("::")[0]
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
-    {"core"}, {"answers", "messages", "processes", "load"},
+    {"core"}, {"answers", "messages", "processes", "load", "door"},
     {"config", "client"}, {"pages"}, {"documents"}, {"telemetry"}, {"simulate", "quality", "features", "targets", "rules"}, {"model"},
     {"evaluate", "plots", "engines"}, {"inference", "baseline", "store"}, {"develop", "deployment", "access"}, {"registry"}, {"package", "serve", "schedule"},
     {"api", "bento", "offline", "board"}, {"sections"}, {"dashboard"}, {"integration"},
@@ -17,7 +17,7 @@ LAYERS = [
 ]
 HOMES = {"mlflow": {"registry"}, "papermill": {"execute"}, "matplotlib": {"plots"}, "bentoml": {"package"},
          "sqlalchemy": {"store"}, "optuna": {"develop"}, "jinja2": {"documents"},
-         "starlette": {"api"}, "httpx": {"client", "alerts"},
+         "starlette": {"api", "door"}, "httpx": {"client", "alerts"},
          "msgspec": {"messages", "serve", "api", "client", "offline", "integration", "monitor", "board"},
          "panel": {"dashboard"}, "bokeh": {"sections"}, "schemathesis": {"integration"}, "hypothesis": {"integration"}}
 LEVEL = {module: i for i, layer in enumerate(LAYERS) for module in layer}

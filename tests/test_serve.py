@@ -74,7 +74,7 @@ def test_classes_and_alarms_are_those_of_the_evaluation(desk, data, packages):
     known = alarm_score(forecast, SITE).to_numpy()
     assert np.array([model_score(package, row) for row in rows]) == pytest.approx(known, abs=1e-3)
     for i, h in enumerate(package.horizons):
-        decided = [class_of(row[4 + 6 * i : 7 + 6 * i].tolist(), package.facts["class_shares"].get(str(h))) for row in rows]
+        decided = [class_of(row[4 + 6 * i : 7 + 6 * i].astype("float64"), np.array(package.facts["class_shares"].get(str(h)) or [1.0] * 3)) for row in rows]
         assert decided == surge_class(forecast, h).tolist() == package.surge_class(rows)[:, i].tolist()
 
 
