@@ -117,14 +117,15 @@ def _remove(path: Path) -> None:
     "Remove a file or a folder, if it is there."
     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
-# %% ../nbs/lib/00_core.ipynb #6cc29318
-def _swap(new: Path, path: Path) -> None:
+# %% ../nbs/lib/00_core.ipynb #f825ab44
+def _swap(new: Path, path: Path, flush: bool) -> None:
     "Put `new` in the place of `path`; a folder in the way is set aside first and removed last."
     old = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old")
     if path.is_dir():
         path.rename(old)
     new.replace(path)
-    _flush_entry(path.parent)
+    if flush:
+        _flush_entry(path.parent)
     _remove(old)
 
 # %% ../nbs/lib/00_core.ipynb #2c8e159f
@@ -136,10 +137,11 @@ def _flush_entry(folder: Path) -> None:
     finally:
         os.close(fd)
 
-# %% ../nbs/lib/00_core.ipynb #3c175923
+# %% ../nbs/lib/00_core.ipynb #e06fd5d9
 @contextmanager
 def atomic_path(
     path: Path | str,  # where the file or folder shall be
+    flush: bool = True,  # have it on disk before it takes its name; False: it lies in a folder that will be
 ) -> Iterator[Path]:  # where to write it meanwhile: same folder, hidden name, same ending
     "Write a file or folder under a temporary name; it takes its name when the block ends well."
     path = Path(path)
@@ -147,18 +149,20 @@ def atomic_path(
     new = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")
     try:
         yield new
-        _flush(new)
-        _swap(new, path)
+        if flush:
+            _flush(new)
+        _swap(new, path, flush)
     finally:
         _remove(new)
 
-# %% ../nbs/lib/00_core.ipynb #90d773f3
+# %% ../nbs/lib/00_core.ipynb #71be1a74
 def write_json(
     path: Path | str,  # the file
     value: Any,  # anything `json` can write; other objects are written as text
+    flush: bool = True,  # False: it lies in a folder that will be flushed as a whole
 ) -> Path:  # the file
     "Write JSON atomically, indented for people."
-    with atomic_path(path) as tmp:
+    with atomic_path(path, flush) as tmp:
         tmp.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
     return Path(path)
 

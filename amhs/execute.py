@@ -406,7 +406,7 @@ def _results(folder: Path) -> dict:
     none = {"skipped": None, "finished": False, "metrics": {}, "gates": [], "documents": {}, "outputs": {}, "reads": {}, "files": {}}
     return read_json(folder / "results.json") if (folder / "results.json").is_file() else none
 
-# %% ../nbs/lib/23_execute.ipynb #2ab90995
+# %% ../nbs/lib/23_execute.ipynb #e1e1962a
 def _straighten(nb: Path, stage: Stage, ran: list[str]) -> None:
     "Make an executed notebook's metadata true."
     book = read_json(nb)
@@ -414,7 +414,7 @@ def _straighten(nb: Path, stage: Stage, ran: list[str]) -> None:
     for cell in book["cells"]:
         if cell["cell_type"] == "code" and cell["id"] not in ran and "papermill" in cell["metadata"]:
             cell["metadata"]["papermill"]["status"] = "pending"
-    with atomic_path(nb) as new:
+    with atomic_path(nb, flush=False) as new:
         new.write_text(json.dumps(book, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 # %% ../nbs/lib/23_execute.ipynb #038e8bf1
@@ -427,12 +427,12 @@ def _inputs_record(step: Step, run: Path, sources: Mapping[str, str]) -> dict[st
         found[name] = {"run_id": home.name, "folder": f"../../{home.name}/{stage.folder}/artefacts", "artefacts": outputs}
     return found
 
-# %% ../nbs/lib/23_execute.ipynb #62699149
+# %% ../nbs/lib/23_execute.ipynb #9359b09a
 def _hand_in(step: Step, manifest: dict, folder: Path) -> None:
     "Write `stage.json`, from which the notebook's `begin` learns what the runner decided, and the manifest as far as it is known."
     sources = {name: i["folder"] for name, i in manifest["inputs"].items()}
-    write_json(folder / "stage.json", {k: manifest[k] for k in ("stage", "run_id", "started", "parameters", "lang")} | {"sources": sources})
-    write_json(folder / "manifest.json", manifest)
+    write_json(folder / "stage.json", {k: manifest[k] for k in ("stage", "run_id", "started", "parameters", "lang")} | {"sources": sources}, flush=False)
+    write_json(folder / "manifest.json", manifest, flush=False)
 
 # %% ../nbs/lib/23_execute.ipynb #44480879
 def _provenance(notebook: Path) -> dict:
@@ -505,7 +505,7 @@ def secrets_of(
             found[reveal(reference)] = reference
     return {value: reference for value, reference in found.items() if len(value) >= 4}
 
-# %% ../nbs/lib/23_execute.ipynb #a0cf69cd
+# %% ../nbs/lib/23_execute.ipynb #af38b92f
 def close_stage(
     watch: Watch,  # what was seen of the stage
     stage: Stage,  # which
@@ -520,7 +520,7 @@ def close_stage(
     silent = [p for p in folder.glob("kernel.log") if not p.stat().st_size]
     for path in (folder / "results.json", folder / "stage.json", *silent):
         path.unlink(missing_ok=True)
-    write_json(folder / "manifest.json", manifest)
+    write_json(folder / "manifest.json", manifest, flush=False)  # the stage's folder is flushed as a whole
 
 # %% ../nbs/lib/23_execute.ipynb #ba81c311
 def write_page(

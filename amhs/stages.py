@@ -427,11 +427,11 @@ def seed(self: StageRun) -> int:
     "The seed all random numbers of the stage derive from."
     return self.params.seed
 
-# %% ../nbs/lib/19_stages.ipynb #781784ed
+# %% ../nbs/lib/19_stages.ipynb #4a360299
 def _save_results(run: StageRun) -> None:
     "Write what the stage handed over so far."
     kept = ("skipped", "finished", "metrics", "documents", "outputs", "reads", "files")
-    write_json(run.folder / "results.json", {k: getattr(run, k) for k in kept} | {"gates": run.gate_list})
+    write_json(run.folder / "results.json", {k: getattr(run, k) for k in kept} | {"gates": run.gate_list}, flush=False)
 
 # %% ../nbs/lib/19_stages.ipynb #65d6f65f
 @patch

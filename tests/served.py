@@ -1,6 +1,9 @@
 """Small packages and a desk to answer from them, for tests of the service."""
 
+import fcntl
+import os
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -37,6 +40,17 @@ def make_package(home, data: Labelled, number=1, model="hub", engine="forest", t
     rows = proof_rows(validation_rows(data, forecaster)[0], params)
     table = candidate_table(prove(engines, forecaster, rows), time_engines(engines, rows, 20))
     return write_package(home / f"package_{number}_{engine}", confirmed, data, engines[engine], table, load_params("business"), params, number)
+
+
+def packed(factory, number=1, model="hub", engine="forest", trees=8) -> Path:
+    "A package of three days, made once for all tests of all workers; they must not change it."
+    base = factory.getbasetemp()
+    home = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "packages" / f"{model}_{trees}"
+    home.mkdir(parents=True, exist_ok=True)
+    with open(home / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found = home / f"package_{number}_{engine}"
+        return found if found.is_dir() else make_package(home, labelled(days=3), number, model, engine, trees)
 
 
 class Clock:

@@ -15,7 +15,8 @@ from threading import Thread
 import pandas as pd
 import psutil
 import pytest
-from served import labelled, make_package
+from served import labelled
+from served import packed as small_package
 
 from amhs import bento, integration
 from amhs.client import window_of
@@ -35,7 +36,7 @@ def made(tmp_path_factory):
     "A package and its Bento; the unpacked one says a sentence that no other copy of the code says."
     home = tmp_path_factory.mktemp("bento")
     data = labelled(days=3)
-    packed = make_package(home, data)
+    packed = small_package(tmp_path_factory)
     tag = bento.build_bento(packed, home / "amhs.bento")
     unpacked = bento.unpack_bento(home / "amhs.bento", home / "unpacked")
     clean = shutil.copytree(unpacked, home / "clean")

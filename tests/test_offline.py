@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from served import SITE, labelled, make_desk, make_package, window_at
+from served import SITE, labelled, make_desk, window_at
+from served import packed as small_package
 
 from amhs import offline, runs
 from amhs.config import load_params
@@ -24,11 +25,9 @@ PARAMS = load_params("offline", "smoke")
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    home = tmp_path_factory.mktemp("offline")
     data = labelled(days=3)
-    packed = make_package(home, data)
-    other = make_package(home, data, number=2, model="v8")
-    return {"home": home, "telemetry": data.telemetry, "packed": packed, "package": load_package(packed), "other": load_package(other)}
+    packed, other = small_package(tmp_path_factory), small_package(tmp_path_factory, number=2, model="v8")
+    return {"telemetry": data.telemetry, "packed": packed, "package": load_package(packed), "other": load_package(other)}
 
 
 @pytest.fixture(scope="module")

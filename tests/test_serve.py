@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from served import SITE, Clock, labelled, make_desk, make_package, window_at
+from served import SITE, Clock, labelled, make_desk, packed, window_at
 
 from amhs.deployment import assign, deploy, deployment_history, package_folder, read_deployment, rollback
 from amhs.evaluate import alarm_score
@@ -24,13 +24,12 @@ from amhs.telemetry import COLUMNS, fill_gaps
 
 @pytest.fixture(scope="module")
 def data():
-    return labelled()
+    return labelled(days=3)
 
 
 @pytest.fixture(scope="module")
-def packages(data, tmp_path_factory):
-    home = tmp_path_factory.mktemp("packages")
-    return [make_package(home, data, 1), make_package(home, data, 2, trees=5)]
+def packages(tmp_path_factory):
+    return [packed(tmp_path_factory), packed(tmp_path_factory, number=2, trees=5)]
 
 
 @pytest.fixture

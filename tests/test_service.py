@@ -16,7 +16,7 @@ import msgspec
 import pandas as pd
 import psutil
 import pytest
-from served import labelled, make_package, window_at
+from served import labelled, packed, window_at
 
 from amhs.access import add_key
 from amhs.client import Client
@@ -83,9 +83,8 @@ def data():
 
 
 @pytest.fixture(scope="module")
-def packages(data, tmp_path_factory):
-    home = tmp_path_factory.mktemp("packages")
-    return [make_package(home, data[0], 1), make_package(home, data[0], 2, trees=5)]
+def packages(tmp_path_factory):
+    return [packed(tmp_path_factory), packed(tmp_path_factory, number=2, trees=5)]
 
 
 @pytest.fixture(scope="module")

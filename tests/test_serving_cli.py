@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from served import labelled, make_package
+from served import labelled, packed
 from typer.testing import CliRunner
 
 from amhs.cli import app
@@ -19,8 +19,8 @@ def data():
 
 
 @pytest.fixture(scope="module")
-def package(data, tmp_path_factory):
-    return make_package(tmp_path_factory.mktemp("packages"), data, trees=3)
+def package(tmp_path_factory):
+    return packed(tmp_path_factory)
 
 
 @pytest.fixture
