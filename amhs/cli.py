@@ -190,12 +190,21 @@ def _carried_out(asked: dict[str, Any], run_id: str | None, grid: dict[str, str]
         return run_grid(grid, asked, run_id, manner)
     return run_pipeline(**asked, run_id=run_id, manner=manner)
 
-# %% ../nbs/lib/25_cli.ipynb #6f702a9b
+# %% ../nbs/lib/25_cli.ipynb #37b519a4
 def _follow(pipeline: str, result: Any) -> None:
-    "Have the registry know of a promotion that a retraining decided; it is told, never an error: who answers is settled already."
+    "Have the registry know who answers since this run; it is told, never an error: who answers is settled already."
     from amhs.config import settings
+    from amhs.core import read_json
 
-    if pipeline == "retrain" and settings().registry not in ("", "off"):
+    deployed = Path(getattr(result, "folder", "")) / "09_integration/artefacts/deployment.json"
+    if settings().registry in ("", "off") or not getattr(result, "executed", ()):
+        return
+    if deployed.is_file() and (done := read_json(deployed))["role"] in ("live", "canary", "shadow"):
+        from amhs.deployment import package_folder
+        from amhs.registry import follow_deployment
+
+        print(follow_deployment(package_folder(done["version"]), done["role"], done["why"], f"run {done['run']}"))
+    if pipeline == "retrain":
         from amhs.retrain import champion_follows
 
         print(champion_follows(result.folder))

@@ -12,7 +12,7 @@ __all__ = ['FINDING_COLUMNS', 'QUALITY', 'DRIFT', 'WORSE', 'CAUSES', 'load_polic
            'finding_table', 'test_table', 'carriers', 'hand_over', 'read_plan', 'read_comparisons', 'comparison_rows',
            'concluded', 'take_over', 'champion_follows', 'outcome_table']
 
-# %% ../nbs/lib/18_retrain.ipynb #7466f74c
+# %% ../nbs/lib/18_retrain.ipynb #292d692e
 import json, operator, shutil, tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ from amhs.config import (
     PURGE_GAP_MIN, TARGETS, Criteria, Frozen, InferenceParams, Policy, PromotionParams, RedesignParams, Site, TriggerParams, checked, load_params,
     load_site, read_yaml, settings,
 )
-from .core import AmhsError, InputError, atomic_path, read_json, sha256_json, write_json
+from .core import InputError, atomic_path, read_json, sha256_json, write_json
 from .deployment import add_package, deploy, package_folder, read_deployment
 from amhs.develop import (
     NO_TRUTH, Labelled, comparison_gates, comparison_table, fitted, four_comparisons, missing_share, package_model, save_labelled,
@@ -135,13 +135,13 @@ def _days_since(when: datetime | None, now: datetime) -> float:
     "Days between two times; endless if there was none."
     return float("inf") if when is None else (now - when) / timedelta(days=1)
 
-# %% ../nbs/lib/18_retrain.ipynb #74ebe274
+# %% ../nbs/lib/18_retrain.ipynb #600e8447
 def _plan_reasons(facts: Facts, policy: Policy) -> list[tuple[str, str]]:
     "Reasons that lie in the calendar or in the amount of data."
-    age = _days_since(facts.last_trained, facts.now)
+    age, tried = (_days_since(t, facts.now) for t in (facts.last_trained, max(facts.retrainings, default=None)))
     young = [d for d in policy.follow_up_days if facts.changed and _is_due(facts, d)]
     rows = [("manual", facts.manual is not None, f"asked for: {facts.manual}"),
-            ("schedule", facts.last_trained is not None and 0 < policy.schedule_days <= age, f"the model learnt from data up to {age:.0f} days ago"),
+            ("schedule", facts.last_trained is not None and 0 < policy.schedule_days <= min(age, tried), f"the model learnt from data up to {age:.0f} days ago"),
             ("volume", 0 < policy.new_rows <= facts.new_rows, f"{facts.new_rows:,} labelled minutes are new"),
             ("follow_up", bool(young), f"{max(young, default=0):g} days after traffic changed there is more of it to learn from")]
     return [(name, said) for name, holds, said in rows if holds]
@@ -1004,7 +1004,7 @@ def take_over(
         record_promotion(store, found, comparisons, line, (old.version, new.version if new else ""), plan.until, who=run_id)
     return {"verdict": found.verdict, "sentence": found.sentence, "current": old.version, "new": new.version if new else "", "lines": lines}
 
-# %% ../nbs/lib/18_retrain.ipynb #314bab12
+# %% ../nbs/lib/18_retrain.ipynb #189058f0
 def champion_follows(
     run: Path | str,  # folder of a retraining's run
 ) -> str:  # one line to show; empty: nothing to say
@@ -1013,16 +1013,10 @@ def champion_follows(
     record = read_json(path) if path.is_file() else {"verdict": ""}
     if record["verdict"] not in ("promote", "wait"):
         return ""
-    from amhs.registry import list_versions, promote
+    from amhs.registry import follow_deployment
 
-    try:
-        known = list_versions()
-        own = known[known["run"].eq(Path(run).name)].iloc[0]
-        alias = "champion" if record["verdict"] == "promote" else "challenger"
-        version = promote(f"{own['model']}/{own['version']}", alias, why=record["sentence"], who="retraining")
-        return f"In the registry: {version} is {alias}."
-    except (AmhsError, LookupError) as e:
-        return f"The registry does not know of this promotion: {e}"
+    role = "live" if record["verdict"] == "promote" else "canary"
+    return follow_deployment(package_folder(record["new"]), role, record["sentence"], "retraining")
 
 # %% ../nbs/lib/18_retrain.ipynb #44d69a13
 def outcome_table(

@@ -81,7 +81,18 @@ def show(
         shown.add_row(*("" if value != value else str(value) for value in row))
     Console().print(shown)
 
-# %% ../nbs/lib/18_serving.ipynb #90b6156b
+# %% ../nbs/lib/18_serving.ipynb #98c145dd
+def _registered_as(version: str, role: str, why: str, who: str | None) -> None:
+    "Have the registry follow, if there is one."
+    from amhs.config import settings
+    from amhs.deployment import package_folder
+
+    if settings().registry not in ("", "off"):
+        from amhs.registry import follow_deployment
+
+        print(follow_deployment(package_folder(version), role, why, _who(who)))
+
+# %% ../nbs/lib/18_serving.ipynb #741dc287
 @deploy_app.command("put")
 def deploy_put(
     package: Annotated[str, typer.Argument(help="latest, 3 or champion (registry), a run, a deployed version, a folder.")] = "latest",  # what to deploy
@@ -100,6 +111,7 @@ def deploy_put(
         raise InputError("a package is live, canary or shadow", got=role)
     version = deploy(find_package(package), line or (), role, who=_who(who), why=why, **changes)
     print(f"{version} is {role} now; see amhs deploy ls")
+    _registered_as(version, role, why, who)
 
 # %% ../nbs/lib/18_serving.ipynb #9e14e2c7
 @deploy_app.command("ls")
@@ -133,7 +145,7 @@ def deploy_assign(
     now = assign(line, None, _who(who), why, **{k: v for k, v in asked.items() if v is not None})
     print(f"{line}: {now.live or 'rules alone'}, {now.hybrid}")
 
-# %% ../nbs/lib/18_serving.ipynb #d028ac2d
+# %% ../nbs/lib/18_serving.ipynb #fd8fc378
 @deploy_app.command("rollback")
 def deploy_rollback(
     line: Annotated[str, typer.Argument(help="A line.")],  # None: those the package was trained on
@@ -143,7 +155,9 @@ def deploy_rollback(
     "Bring back who answered before."
     from amhs.deployment import rollback
 
-    print(f"{line}: {rollback(line, None, _who(who), why).live} answers again")
+    now = rollback(line, None, _who(who), why)
+    print(f"{line}: {now.live} answers again")
+    _registered_as(now.live, "live", why or "rollback", who)
 
 # %% ../nbs/lib/18_serving.ipynb #08f7e931
 @deploy_app.command("retire")

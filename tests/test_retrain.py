@@ -49,6 +49,12 @@ def test_a_good_day_between_breaks_the_row():
     assert not decide(found("data_drift", [2, 0]), Facts(NOW), POLICY, days).retrain
 
 
+def test_the_calendar_asks_once_although_the_new_model_was_refused():
+    old = Facts(NOW, last_trained=NOW - timedelta(days=40))
+    assert decide(NOTHING, old, POLICY).reasons == ("schedule",)
+    assert not decide(NOTHING, Facts(NOW, old.last_trained, retrainings=(NOW - timedelta(days=10),)), POLICY).retrain
+
+
 @pytest.mark.parametrize("kind", ["stuck", "missing", "telemetry_gap"])
 def test_garbage_never_triggers(kind):
     "Every day broken, every day drifting and worse: that is for those who repair sensors."
