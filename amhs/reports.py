@@ -335,7 +335,7 @@ def _gate_row(manifest: Mapping, gate: tuple[str, ...]) -> tuple[str, ...]:
     name, verdict, value, limit, why = map(html.escape, gate)
     stage = link(f"#{manifest['stage']}", f"{manifest['number']} {manifest['stage']}")
     pill = tag("span", verdict, class_=f"badge {'good' if verdict == 'pass' else 'bad'}")
-    return name, pill, value, tag("span", limit, style="white-space: nowrap"), stage, why
+    return name, pill, value, *(tag("span", text, style="white-space: nowrap") for text in (limit, stage)), why
 
 # %% ../nbs/lib/22_reports.ipynb #d2b18b3c
 def _gates_section(found: Mapping[str, Mapping]) -> str:
