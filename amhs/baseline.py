@@ -7,7 +7,7 @@ __all__ = ['REFERENCE_DAYS', 'Distribution', 'shares_of', 'distribution', 'psi',
            'slots_of', 'day_numbers', 'read_distribution', 'day_shifts', 'joint_of', 'Joint', 'joint_distance',
            'load_edges', 'coverage_of', 'numbers_of', 'expected_errors', 'expected_error', 'make_baseline']
 
-# %% ../nbs/lib/14_baseline.ipynb #54858e63
+# %% ../nbs/lib/14_baseline.ipynb #e8d96f6d
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ from scipy import stats
 
 from .config import CLASSES, Site
 from .evaluate import scores_by_part, slice_table
+from .features import HANDS
 from .quality import stuck_sensors
 from .telemetry import COLUMNS
 
@@ -77,7 +78,7 @@ def mean_rank(
     low, high = (np.searchsorted(q, values, side) for side in ("left", "right"))
     return np.where(np.isfinite(values), (low + high) / (2 * len(q)), np.nan)
 
-# %% ../nbs/lib/14_baseline.ipynb #d9ef77a5
+# %% ../nbs/lib/14_baseline.ipynb #8dff3e6e
 class Effects(NamedTuple):
     "How far a sample lies from a distribution."
 
@@ -86,7 +87,7 @@ class Effects(NamedTuple):
     wasserstein: float  # in spreads (half the middle 80 %) of the column
     missing: float
 
-# %% ../nbs/lib/14_baseline.ipynb #169a78a7
+# %% ../nbs/lib/14_baseline.ipynb #c8d2d2d2
 def spread_of(
     usual: Distribution,  # of a column
 ) -> float:  # its unit; the tiniest number there is for a column that never moves
@@ -155,7 +156,7 @@ def _spread_over_days(usual: Distribution, values: np.ndarray, day: np.ndarray, 
         found |= dict(zip(("ks", "wasserstein"), zip(*(effects(usual, values[day == d])[1:3] for d in days), strict=True), strict=True))
     return {k: [float(np.nanmean(v)), float(np.nanstd(v))] for k, v in found.items()}
 
-# %% ../nbs/lib/14_baseline.ipynb #4f6c2330
+# %% ../nbs/lib/14_baseline.ipynb #b9d45b78
 def _of_column(values: np.ndarray, day: np.ndarray, days: np.ndarray, names: tuple[str, ...]) -> dict | None:
     "What is kept of a column."
     usual = distribution(values)
@@ -164,7 +165,7 @@ def _of_column(values: np.ndarray, day: np.ndarray, days: np.ndarray, names: tup
     kept = {k: np.round(v, 6).tolist() if isinstance(v, np.ndarray) else round(v, 6) for k, v in usual._asdict().items()}
     return kept | {"days": _spread_over_days(usual, values, day, days, names)}
 
-# %% ../nbs/lib/14_baseline.ipynb #dc12dabb
+# %% ../nbs/lib/14_baseline.ipynb #9bff45d2
 def _of_columns(table: pd.DataFrame, day: np.ndarray, names: tuple[str, ...] = ("psi", "ks", "wasserstein")) -> dict[str, dict]:
     "What is kept of all columns of a table."
     days = _whole_days(day)
@@ -189,12 +190,12 @@ def _shrunk(deviation: np.ndarray) -> np.ndarray:
     weight = 1.0 if far <= 0 else min(max(noise / far, 0.0), 1.0)
     return (1 - weight) * s + weight * mu * np.eye(p)
 
-# %% ../nbs/lib/14_baseline.ipynb #2548823d
+# %% ../nbs/lib/14_baseline.ipynb #1457333f
 def _distance(deviation: np.ndarray, precision: np.ndarray) -> np.ndarray:
     "Mahalanobis distance of rows, per column: about 1 for an ordinary row."
     return np.sqrt(np.maximum(np.einsum("ij,jk,ik->i", deviation, precision, deviation), 0) / deviation.shape[1])
 
-# %% ../nbs/lib/14_baseline.ipynb #6e3b5e1a
+# %% ../nbs/lib/14_baseline.ipynb #370dc52f
 def _left_out(z: np.ndarray) -> np.ndarray:
     "Distance of each row from the others, which alone say what is usual."
     found = []
@@ -219,7 +220,7 @@ def day_shifts(
         found[name] = float(np.nanmean(off)) if np.isfinite(off).any() else np.nan
     return pd.Series(found, dtype="float64")
 
-# %% ../nbs/lib/14_baseline.ipynb #5fb06b77
+# %% ../nbs/lib/14_baseline.ipynb #203e7794
 def _with_slots(kept: dict[str, dict], table: pd.DataFrame, timestamps: pd.DatetimeIndex, site: Site) -> dict[str, dict]:
     "Add what each hour's mean rank is."
     slot = slots_of(timestamps, site)
@@ -227,7 +228,7 @@ def _with_slots(kept: dict[str, dict], table: pd.DataFrame, timestamps: pd.Datet
         kept[name]["slots"] = np.round(_slot_means(mean_rank(read_distribution(kept[name]), table[name].to_numpy("float64")), slot), 5).tolist()
     return kept
 
-# %% ../nbs/lib/14_baseline.ipynb #4159d075
+# %% ../nbs/lib/14_baseline.ipynb #34e6863f
 def _shifts_by_day(kept: Mapping, table: pd.DataFrame, timestamps: pd.DatetimeIndex, day: np.ndarray, site: Site) -> pd.DataFrame:
     "The shifts of every whole day: one row a day, one column a column."
     return pd.DataFrame({d: day_shifts(kept, table[day == d], timestamps[day == d], site) for d in _whole_days(day)}).T
@@ -250,14 +251,14 @@ def joint_of(
     return {"columns": list(names), "mean": shifts[names].mean().round(6).tolist(), "spread": spread[names].round(6).tolist(),
             "precision": np.round(np.linalg.inv(_shrunk(z)), 6).tolist(), "days": [float(out.mean()), float(out.std())]}
 
-# %% ../nbs/lib/14_baseline.ipynb #784c41c9
+# %% ../nbs/lib/14_baseline.ipynb #33d69021
 class Joint(NamedTuple):
     "How far a day lies from the usual ones, all columns together."
 
     distance: float  # about 1 for an ordinary day
     carriers: pd.Series  # column -> its share of the squared distance, the greatest first
 
-# %% ../nbs/lib/14_baseline.ipynb #ad855339
+# %% ../nbs/lib/14_baseline.ipynb #14bb32dd
 def joint_distance(
     joint: Mapping,  # from `joint_of`
     shifts: pd.Series,  # of a day, from `day_shifts`
@@ -274,26 +275,26 @@ def joint_distance(
     share = (part / max(float(part.sum()), 1e-12)).sort_values(ascending=False)
     return Joint(float(_distance(z.to_numpy()[None], precision)[0]), share)
 
-# %% ../nbs/lib/14_baseline.ipynb #3b17d0cf
+# %% ../nbs/lib/14_baseline.ipynb #da1af35e
 def _rescaled(centre: pd.Series, own: pd.Series) -> np.ndarray:
     "What a block's deviations are multiplied by: errors in jobs by how much larger they are on the test block, shares not at all."
     jobs = centre.index.get_level_values("metric").isin(["mae", "rmse"])
     return np.where(jobs & (own > 0), centre / own.where(own > 0, 1), 1.0)[:, None]
 
-# %% ../nbs/lib/14_baseline.ipynb #63514412
+# %% ../nbs/lib/14_baseline.ipynb #9a937bdf
 def _part_days(forecast: pd.DataFrame, targets: pd.DataFrame, part: np.ndarray, day: np.ndarray) -> pd.DataFrame:
     "Every number of every part on every whole day: columns (part, day)."
     at = np.flatnonzero(np.isin(day, _whole_days(day)))
     code, pairs = pd.factorize(pd.MultiIndex.from_arrays([part[at], day[at]]), sort=True)
     return scores_by_part(_rows(forecast, at), _rows(targets, at), code).drop(columns="all").set_axis(pairs, axis=1)
 
-# %% ../nbs/lib/14_baseline.ipynb #6069168b
+# %% ../nbs/lib/14_baseline.ipynb #1e16e6ec
 def _deviations(days: Iterable[pd.DataFrame], part: str, centre: pd.Series) -> pd.DataFrame:
     "Each day's numbers minus the mean of their block."
     own = [found[part].reindex(centre.index) for found in days if part in found.columns.levels[0]]
     return pd.concat([o.sub(o.mean(axis=1), axis=0) * _rescaled(centre, o.mean(axis=1)) for o in own], axis=1)
 
-# %% ../nbs/lib/14_baseline.ipynb #03a605b5
+# %% ../nbs/lib/14_baseline.ipynb #af894e51
 def _with_spread(centre: pd.Series, days: list[pd.DataFrame], part: str) -> pd.DataFrame:
     "A part's numbers: centre, spread from day to day, days."
     off = _deviations(days, part, centre)
@@ -301,7 +302,7 @@ def _with_spread(centre: pd.Series, days: list[pd.DataFrame], part: str) -> pd.D
     spread = np.sqrt((off**2).sum(axis=1) / free.clip(lower=1)).where(free > 0)
     return pd.DataFrame({"centre": centre, "spread": spread, "days": n, "part": part}).reset_index()
 
-# %% ../nbs/lib/14_baseline.ipynb #6de9ea95
+# %% ../nbs/lib/14_baseline.ipynb #57b5bef3
 def _by_day(forecast: pd.DataFrame, targets: pd.DataFrame, block: np.ndarray, day: np.ndarray, part: np.ndarray) -> pd.DataFrame:
     "Every number of every part: centre (of the test block), spread from day to day, days."
     at = {name: np.flatnonzero(block == name) for name in np.unique(block)}
@@ -309,7 +310,7 @@ def _by_day(forecast: pd.DataFrame, targets: pd.DataFrame, block: np.ndarray, da
     centre = scores_by_part(_rows(forecast, at["test"]), _rows(targets, at["test"]), part[at["test"]]).drop(columns="all")
     return pd.concat([_with_spread(centre[p], days, p) for p in centre], ignore_index=True)
 
-# %% ../nbs/lib/14_baseline.ipynb #9c83ff1e
+# %% ../nbs/lib/14_baseline.ipynb #0864a87b
 def _rows(table: pd.DataFrame, at: np.ndarray) -> pd.DataFrame:
     "Some rows, the attributes kept."
     cut = table.iloc[at]
@@ -332,7 +333,7 @@ def _sliced(forecast: pd.DataFrame, targets: pd.DataFrame, block: np.ndarray, da
     found = pd.concat([_by_day(forecast, targets, block, day, parts[n].to_numpy("str")).assign(slice=n) for n in parts], ignore_index=True)
     return found[found["metric"].isin(_SLICED)]
 
-# %% ../nbs/lib/14_baseline.ipynb #dd641541
+# %% ../nbs/lib/14_baseline.ipynb #c47ad163
 def coverage_of(
     forecast: pd.DataFrame,  # rows
     targets: pd.DataFrame,  # what then happened, same rows
@@ -341,7 +342,7 @@ def coverage_of(
     "Which intervals held the truth."
     return pd.DataFrame({c: (targets[c] - forecast[c]).between(*offsets) for c, offsets in intervals.items()}, targets.index)
 
-# %% ../nbs/lib/14_baseline.ipynb #25d9884c
+# %% ../nbs/lib/14_baseline.ipynb #331d6c68
 def _covered(forecast: pd.DataFrame, targets: pd.DataFrame, block: np.ndarray, day: np.ndarray, intervals: Mapping) -> pd.DataFrame:
     "The share of truths within the intervals: centre on the test block, spread over all days."
     held, rows = coverage_of(forecast, targets, intervals).to_numpy("float64"), []
@@ -370,13 +371,13 @@ def numbers_of(
     table = pd.concat([whole, covered, _sliced(forecast, targets, block, day, parts)], ignore_index=True)
     return table[["slice", "part", "horizon_min", "target", "metric", "centre", "spread", "days"]]
 
-# %% ../nbs/lib/14_baseline.ipynb #bf7682fa
+# %% ../nbs/lib/14_baseline.ipynb #1e71b602
 def _cells(forecast: pd.DataFrame, horizon_min: int, edges: Mapping) -> np.ndarray:
     "Which cell each row belongs to."
     sure = np.searchsorted(edges["flat"], forecast[f"prob_flat_{horizon_min}"].to_numpy("float64"))
     return sure * 3 + np.searchsorted(edges["load"], forecast["now"].to_numpy("float64"))
 
-# %% ../nbs/lib/14_baseline.ipynb #a24f1986
+# %% ../nbs/lib/14_baseline.ipynb #b79c7320
 def expected_errors(
     forecast: pd.DataFrame,  # rows the model had not learnt from
     targets: pd.DataFrame,  # what then happened, same rows
@@ -419,7 +420,7 @@ def _labels(targets: pd.DataFrame, day: np.ndarray) -> dict[str, dict]:
                        "spread": [float(s[s.index.isin(days)].std(ddof=0)) for s in shares]}
     return found
 
-# %% ../nbs/lib/14_baseline.ipynb #6819644c
+# %% ../nbs/lib/14_baseline.ipynb #c91c4755
 def _longest_runs(telemetry: pd.DataFrame) -> dict[str, int]:
     "Minutes that each column stood still at most, apart from what looks like a stuck sensor."
     stuck, found = stuck_sensors(telemetry), {}
@@ -430,7 +431,7 @@ def _longest_runs(telemetry: pd.DataFrame) -> dict[str, int]:
         found[name] = int(max(lengths[~np.isin(lengths, bad)], default=0))
     return found
 
-# %% ../nbs/lib/14_baseline.ipynb #fd32b694
+# %% ../nbs/lib/14_baseline.ipynb #6e1c4b77
 def _column_part(telemetry: pd.DataFrame, site: Site) -> dict:
     "Raw columns, one by one and together."
     stamps = pd.DatetimeIndex(telemetry["timestamp"])
@@ -441,13 +442,13 @@ def _column_part(telemetry: pd.DataFrame, site: Site) -> dict:
             kept[name]["still_min"] = minutes
     return {"days": len(_whole_days(day)), "columns": kept, "joint": joint_of(_shifts_by_day(kept, table, stamps, day, site))}
 
-# %% ../nbs/lib/14_baseline.ipynb #e480ac60
+# %% ../nbs/lib/14_baseline.ipynb #ed6a6be2
 def _table_part(table: pd.DataFrame, site: Site, every: int) -> dict[str, dict]:
     "Columns of features or forecasts, one by one, from every so many rows."
     some = table.iloc[::every]
     return _of_columns(some, day_numbers(some.index.get_level_values("timestamp"), site), ("psi",))
 
-# %% ../nbs/lib/14_baseline.ipynb #4357477a
+# %% ../nbs/lib/14_baseline.ipynb #8b5f99f8
 def _blocks_of(index: pd.MultiIndex, times: Mapping[str, list[str]]) -> np.ndarray:
     "The block each row belongs to; empty between blocks."
     stamps, found = index.get_level_values("timestamp"), np.full(len(index), "", object)
@@ -455,7 +456,7 @@ def _blocks_of(index: pd.MultiIndex, times: Mapping[str, list[str]]) -> np.ndarr
         found[(stamps >= pd.Timestamp(first)) & (stamps <= pd.Timestamp(last))] = name
     return found.astype("str")
 
-# %% ../nbs/lib/14_baseline.ipynb #280e0bd1
+# %% ../nbs/lib/14_baseline.ipynb #6bf8e0ad
 def _told_part(forecast: pd.DataFrame, targets: pd.DataFrame, times: Mapping, site: Site, intervals: Mapping) -> dict:
     "Predictions, labels and numbers."
     block, edges = _blocks_of(targets.index, times), load_edges(targets)
@@ -468,7 +469,7 @@ def _told_part(forecast: pd.DataFrame, targets: pd.DataFrame, times: Mapping, si
     return {"test_days": test_days, "predictions": predictions, "labels": _labels(targets, day), "load_edges": edges,
             "numbers": numbers.round(6).to_dict("list"), "expected": expected_errors(forecast.iloc[fair], targets.iloc[fair], horizons, edges)}
 
-# %% ../nbs/lib/14_baseline.ipynb #a00a55a7
+# %% ../nbs/lib/14_baseline.ipynb #490ec657
 def make_baseline(
     telemetry: pd.DataFrame,  # what the model learnt from and was tested on: line, timestamp, columns
     features: pd.DataFrame,  # its features, by (line, timestamp)
@@ -487,7 +488,7 @@ def make_baseline(
         mine = rows[(rows.get_level_values("line") == line) & (rows.get_level_values("timestamp") >= first)]
         told, kept = forecast.loc[mine], features[(features.index.get_level_values("line") == line)]
         told.attrs = forecast.attrs
-        kept = kept[kept.index.get_level_values("timestamp") >= first]
+        kept = kept[kept.index.get_level_values("timestamp") >= first].drop(columns=list(HANDS), errors="ignore")  # no clock drifts
         about = {"since": first.isoformat(), "until": own["timestamp"].max().isoformat(), "features": _table_part(kept, site, feature_every)}
         found[line] = about | _column_part(own, site) | _told_part(told, targets.loc[mine], times, site, intervals or {})
     return found

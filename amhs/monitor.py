@@ -49,12 +49,12 @@ def keep_answers(
     store.write("observations", observation_rows(telemetry, received))
     return store.write("predictions", answers_of(package, score_rows(package, telemetry, hybrid), telemetry, hybrid, received, "live"))
 
-# %% ../nbs/lib/18_monitor.ipynb #8c898b66
+# %% ../nbs/lib/18_monitor.ipynb #b2b8802e
 def _changed_columns(h: int) -> dict[str, str]:
     "Columns of the targets -> columns of the outcomes."
     return {f"change_{t}_{h}": f"level_{t}" for t in TARGETS} | {f"surge_class_{h}": "surge_class"}
 
-# %% ../nbs/lib/18_monitor.ipynb #0f743c47
+# %% ../nbs/lib/18_monitor.ipynb #03e88643
 def _outcomes_of(telemetry: pd.DataFrame, site: Site, h: int) -> pd.DataFrame:
     "Outcomes of one horizon."
     found = build_targets(telemetry, (h,), site).rename(columns=_changed_columns(h)).reset_index()
@@ -93,7 +93,7 @@ def _to_write(fresh: pd.DataFrame, known: pd.DataFrame, seen: set[int]) -> pd.Da
     gone = (both["side"] == "right_only") & ~same & both["minute"].isin(seen)
     return both.loc[wanted | gone, [*key, *_OUTCOME]].astype({"minute": "int64", "horizon_min": "int64"})
 
-# %% ../nbs/lib/18_monitor.ipynb #8566c0b8
+# %% ../nbs/lib/18_monitor.ipynb #292d6758
 def join_outcomes(
     store: Store,  # observations in, outcomes out
     sites: Mapping[str, Site],  # line -> its site
@@ -109,7 +109,7 @@ def join_outcomes(
         wrote += store.write("outcomes", _outcome_records(rows.assign(line=line, joined=now)))
     return wrote
 
-# %% ../nbs/lib/18_monitor.ipynb #6b5ba47c
+# %% ../nbs/lib/18_monitor.ipynb #cc048c6b
 def _outcome_records(rows: pd.DataFrame) -> list[dict]:
     "Rows for the store; a class that is not known is none."
     return [row | {"surge_class": None if np.isnan(row["surge_class"]) else int(row["surge_class"])} for row in rows.to_dict("records")]
@@ -125,7 +125,7 @@ def _indexed(table: pd.DataFrame, line: str) -> pd.DataFrame:
     index = pd.MultiIndex.from_arrays([np.full(len(table), line, object).astype("str"), _stamps(table["minute"])], names=["line", "timestamp"])
     return table.drop(columns="minute").set_axis(index)
 
-# %% ../nbs/lib/18_monitor.ipynb #dc2c453d
+# %% ../nbs/lib/18_monitor.ipynb #02fcd995
 def _told(answer: Answer) -> list[float]:
     "An answer's numbers in the order of a forecast's columns."
     now, found = float("nan") if answer.now is None else answer.now, []
@@ -134,17 +134,17 @@ def _told(answer: Answer) -> list[float]:
         found += [h.min.level - now, h.avg.level - now, h.max.level - now, *probs]
     return [now, *found]
 
-# %% ../nbs/lib/18_monitor.ipynb #eeecd456
+# %% ../nbs/lib/18_monitor.ipynb #0de47eee
 def _forecast_columns(horizons: list[int]) -> list[str]:
     "The columns of a forecast."
     return ["now", *(n for h in horizons for n in (*(f"change_{t}_{h}" for t in TARGETS), *(f"prob_{c}_{h}" for c in CLASSES)))]
 
-# %% ../nbs/lib/18_monitor.ipynb #ecbd91a2
+# %% ../nbs/lib/18_monitor.ipynb #2ef622bc
 def _newest_of_each(rows: pd.DataFrame) -> pd.DataFrame:
     "One prediction a minute: the last that was made; what came out of the cache is about another minute."
     return rows[rows["source"] != "cache"].sort_values(["minute", "made"], kind="stable").drop_duplicates("minute", keep="last")
 
-# %% ../nbs/lib/18_monitor.ipynb #8f5a92fe
+# %% ../nbs/lib/18_monitor.ipynb #7b5c4231
 def _forecasts_of(rows: pd.DataFrame, line: str) -> pd.DataFrame:
     "Predictions of the store as forecasts."
     told = [msgspec.json.decode(a, type=Answer) for a in rows["answer"]]
@@ -166,13 +166,13 @@ def kept_forecasts(
     rows = _newest_of_each(store.read("predictions", line, since, until, role=role))
     return _forecasts_of(rows, line)
 
-# %% ../nbs/lib/18_monitor.ipynb #2f422d17
+# %% ../nbs/lib/18_monitor.ipynb #af55093b
 def _by_horizon(rows: pd.DataFrame) -> pd.DataFrame:
     "Outcomes with a column per horizon: level_max_10, surge_class_10, ..."
     wide = rows.pivot(index="minute", columns="horizon_min", values=_OUTCOME)
     return wide.set_axis([f"{name}_{h}" for name, h in wide.columns], axis=1)
 
-# %% ../nbs/lib/18_monitor.ipynb #6095ea1e
+# %% ../nbs/lib/18_monitor.ipynb #34dc9c2a
 def _as_targets(wide: pd.DataFrame, horizons: list[int]) -> pd.DataFrame:
     "Levels as changes from now, in the order of targets."
     columns = {"now": wide["now"]}
@@ -194,7 +194,7 @@ def outcome_table(
     wide = _by_horizon(rows) if len(rows) else pd.DataFrame(columns=[f"{n}_{h}" for h in horizons for n in _OUTCOME], dtype="float64")
     return _indexed(_as_targets(wide.join(seen), horizons).rename_axis("minute").reset_index(), line)
 
-# %% ../nbs/lib/18_monitor.ipynb #309f0acf
+# %% ../nbs/lib/18_monitor.ipynb #6ce76e75
 _LOOK_BACK = timedelta(days=5)  # to know how long columns stand still here
 
 
@@ -203,10 +203,11 @@ def _stuck_stretches(seen: pd.DataFrame, since: int, base: Mapping, params: Moni
     found = stuck_sensors(seen)
     habit = found["column"].map(lambda c: base.get("columns", {}).get(c, {}).get("still_min", 0)).astype("float64")
     rests = [v in (seen[c].min(), seen[c].max()) for c, v in zip(found["column"], found["value"], strict=True)]
-    least = np.maximum(habit * 1.5, params.max_stuck_min) * np.where(rests, _RESTING, 1)
+    least = np.maximum(habit * _RARE, params.max_stuck_min) * np.where(rests, _RESTING, 1)
     return found[(found["minutes"] > least) & (minute_numbers(found.rename(columns={"end": "timestamp"})) >= since)]
 
 
+_RARE = 2.5  # times the longest run of some weeks; at 1.5 a slow column stood still "too long" three times in 60 clean days
 _RESTING = 4  # times longer than elsewhere
 
 # %% ../nbs/lib/18_monitor.ipynb #5da7331d
@@ -353,13 +354,13 @@ def drift_table(
     columns = table["name"].where(table["of"] == "column")
     return table.assign(shift=columns.map(shifts), carries=columns.map(carries)), joint
 
-# %% ../nbs/lib/18_monitor.ipynb #0c8748ba
+# %% ../nbs/lib/18_monitor.ipynb #c12f6997
 def _joint_limit(base: Mapping, params: MonitorParams) -> float:
     "How far an ordinary day may lie from the usual ones."
     mean, spread = base["joint"]["days"]
     return max(mean + control_width(1, base["days"], base["days"], params.drift_spreads) * spread, 1.25)
 
-# %% ../nbs/lib/18_monitor.ipynb #c18751d4
+# %% ../nbs/lib/18_monitor.ipynb #31271567
 def capacity_table(
     day: pd.DataFrame,  # the window's telemetry
     base: Mapping,  # of the line, from the baseline; empty: there is none
@@ -457,12 +458,12 @@ def review_queue(
     queue = _answered(queue, told, feedback)
     return queue.assign(open=queue["verdict"] == "").reindex(columns=_QUEUE)
 
-# %% ../nbs/lib/18_monitor.ipynb #ddbf9769
+# %% ../nbs/lib/18_monitor.ipynb #e73931e3
 def _health_row(name: str, value: float, low: float = -np.inf, high: float = np.inf) -> dict:
     "A number with its limits."
     return {"name": name, "value": value, "low": low, "high": high, "outside": bool(value < low or value > high)}
 
-# %% ../nbs/lib/18_monitor.ipynb #14ec4bcb
+# %% ../nbs/lib/18_monitor.ipynb #639ca13c
 def health_table(
     predictions: pd.DataFrame,  # of the window, from the store, role live
     seen: pd.DataFrame,  # telemetry of the window
@@ -480,7 +481,7 @@ def health_table(
         _health_row("share_fallback", fallback, high=params.max_fallback_share),
         _health_row("lag_min", float(lag.quantile(0.99)) if len(lag) else np.nan, high=params.max_lag_min)])
 
-# %% ../nbs/lib/18_monitor.ipynb #20e419b5
+# %% ../nbs/lib/18_monitor.ipynb #c358d9f8
 def _samples(text: str) -> pd.DataFrame:
     "What a service tells Prometheus: name, labels, value."
     from prometheus_client.parser import text_string_to_metric_families
@@ -488,7 +489,7 @@ def _samples(text: str) -> pd.DataFrame:
     rows = [(s.name, s.labels, s.value) for family in text_string_to_metric_families(text) for s in family.samples]
     return pd.DataFrame(rows, columns=["name", "labels", "value"])
 
-# %% ../nbs/lib/18_monitor.ipynb #2f4e50a8
+# %% ../nbs/lib/18_monitor.ipynb #8b12525c
 def _quantile_ms(buckets: pd.DataFrame, share: float) -> float:
     "A quantile of a histogram: the upper end of the bucket it lies in, ms."
     counts = buckets.groupby(buckets["labels"].map(lambda x: float(x["le"])))["value"].sum().sort_index()
@@ -563,7 +564,7 @@ def _named(names: Iterable[str], most: int = 3) -> str:
     names = list(names)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
-# %% ../nbs/lib/18_monitor.ipynb #e19b37c8
+# %% ../nbs/lib/18_monitor.ipynb #c7eb798a
 def _drift_findings(drift: pd.DataFrame, joint: Joint | None, base: Mapping, params: MonitorParams) -> list[dict]:
     "Columns together and one by one, features, forecasts."
     found, far = [], False
@@ -580,7 +581,7 @@ def _drift_findings(drift: pd.DataFrame, joint: Joint | None, base: Mapping, par
                        f"(PSI {r['psi']:.2f}, KS {r['ks']:.2f}).", high=r["psi_limit"]) for r in one.to_dict("records")]
     return found + _share_findings(drift, far)
 
-# %% ../nbs/lib/18_monitor.ipynb #7a6479c2
+# %% ../nbs/lib/18_monitor.ipynb #99b813d9
 def _share_findings(drift: pd.DataFrame, far: bool) -> list[dict]:
     "Features, of which there are many, as a share; forecasts one by one."
     found = []
@@ -710,7 +711,7 @@ def _judged(forecast: pd.DataFrame, package: Package) -> pd.DataFrame:
     table.attrs["class_shares"] = package.facts["class_shares"]
     return table
 
-# %% ../nbs/lib/18_monitor.ipynb #593ae6fc
+# %% ../nbs/lib/18_monitor.ipynb #d431f626
 @dataclass(frozen=True)
 class _Window:
     "What a check reads of a line."
@@ -723,7 +724,7 @@ class _Window:
     feedback: pd.DataFrame
     minutes: int
 
-# %% ../nbs/lib/18_monitor.ipynb #951bfc46
+# %% ../nbs/lib/18_monitor.ipynb #e98595c7
 def _read(store: Store, line: str, since: datetime, until: datetime) -> _Window:
     "Read all of it, each table once."
     first, end = minute_of(since), minute_of(until)
@@ -734,7 +735,7 @@ def _read(store: Store, line: str, since: datetime, until: datetime) -> _Window:
     feedback = store.read("feedback", line, first, end)
     return _Window(_forecasts_of(_newest_of_each(rows), line), rows, seen, longer, outcome_table(store, line, since, until), feedback, end - first)
 
-# %% ../nbs/lib/18_monitor.ipynb #4c9ba98f
+# %% ../nbs/lib/18_monitor.ipynb #c2c12ea1
 def _sound(table: pd.DataFrame, spoilt: set[int]) -> pd.DataFrame:
     "Rows that rest on no bad sensor."
     if not spoilt or table.empty:
@@ -742,7 +743,7 @@ def _sound(table: pd.DataFrame, spoilt: set[int]) -> pd.DataFrame:
     minute = table.index.get_level_values("timestamp").as_unit("us").asi8 // 60_000_000
     return table[~np.isin(minute, list(spoilt))]
 
-# %% ../nbs/lib/18_monitor.ipynb #fe4876fa
+# %% ../nbs/lib/18_monitor.ipynb #0262fd1a
 def _features(window: _Window, package: Package, since: datetime, every: int = 3) -> pd.DataFrame:
     "Features of the window, of every so many minutes."
     start = pd.Timestamp(since) - pd.Timedelta(minutes=package.kernel.memory_min)
@@ -767,7 +768,7 @@ def _figures(window: _Window, performance: pd.DataFrame, drift: pd.DataFrame, jo
         "share_fallback": of["share_fallback"], "lag_min": of["lag_min"], "answered_share": of["answered_share"],
         **{f"estimated_{n}": v for n, v in zip(estimated["name"], estimated["estimated"], strict=True)}}
 
-# %% ../nbs/lib/18_monitor.ipynb #0bd94560
+# %% ../nbs/lib/18_monitor.ipynb #22623f90
 @dataclass(frozen=True)
 class _Sound:
     "What of a window can be judged."
@@ -779,7 +780,7 @@ class _Sound:
     targets: pd.DataFrame  # outcomes that rest on no bad sensor
     spoilt: set[int]  # minutes
 
-# %% ../nbs/lib/18_monitor.ipynb #84985bd3
+# %% ../nbs/lib/18_monitor.ipynb #daa4536b
 def _sieved(window: _Window, package: Package, line: str, since: datetime, until: datetime, params: MonitorParams) -> _Sound:
     "Set aside what rests on bad sensors."
     base, first = (package.baseline or {}).get(line, {}), minute_of(since)
@@ -812,7 +813,7 @@ def _notes(package: Package, line: str, base: Mapping) -> list[dict]:
     return [] if base else [_finding("health", "baseline", "info", np.nan, f"Package {package.version} holds no baseline of {line}: drift and control "
                                      "limits are not looked at. Pack the model again (stage 08).")]
 
-# %% ../nbs/lib/18_monitor.ipynb #c7637646
+# %% ../nbs/lib/18_monitor.ipynb #a179e33c
 def check_line(
     store: Store,  # observations, predictions, outcomes, feedback
     package: Package,  # that answers for the line
@@ -842,14 +843,14 @@ def check_line(
     return Checked(performance, drift, sound.sensors, health, estimated, review_queue(line, events, episodes, window.told, window.feedback, params),
                    _findings(rows, line, since), figures, since, until, package.version, labels, capacity)
 
-# %% ../nbs/lib/18_monitor.ipynb #6f2b361d
+# %% ../nbs/lib/18_monitor.ipynb #5c364b46
 def _alarms(window: _Window, since: datetime, until: datetime, site: Site) -> tuple[pd.DataFrame, pd.DataFrame]:
     "Events and episodes that begin in the window; the hour after it says whether its last alarms were true."
     near = window.longer[window.longer["timestamp"] >= pd.Timestamp(since)]
     events, episodes = alarm_tables(window.told, near, site)
     return events[events["start"] < pd.Timestamp(until)].reset_index(drop=True), episodes
 
-# %% ../nbs/lib/18_monitor.ipynb #95d9ce39
+# %% ../nbs/lib/18_monitor.ipynb #4e6a0edf
 def plain(
     value: Any,  # numbers, times, tables of them
 ) -> Any:  # fit for JSON: times as text, numbers that are none as null
@@ -864,7 +865,7 @@ def plain(
         return value.isoformat()
     return value.item() if isinstance(value, np.generic) else value
 
-# %% ../nbs/lib/18_monitor.ipynb #120db0a0
+# %% ../nbs/lib/18_monitor.ipynb #8e35830c
 def _detail(checked: Checked) -> str:
     "What a record of monitoring holds."
     told = {"findings": checked.findings.to_dict("records"), "figures": checked.figures, "window": [checked.since, checked.until], "model": checked.model}
@@ -976,7 +977,7 @@ def check_days(
         raise InputError("no line of these was ever observed", got=list(packages), fix="let the service run, or try it out: source=simulate")
     return found
 
-# %% ../nbs/lib/18_monitor.ipynb #e1afef03
+# %% ../nbs/lib/18_monitor.ipynb #7c1e0971
 def all_findings(
     checks: Mapping[tuple[str, str], Checked],  # from `check_days`
 ) -> pd.DataFrame:  # index line; day, severity, kind, name, what
@@ -986,7 +987,7 @@ def all_findings(
     table = table.iloc[table["severity"].map(SEVERITY).sort_values(ascending=False, kind="stable").index]
     return table.set_index("line")[["day", "severity", "kind", "name", "what"]]
 
-# %% ../nbs/lib/18_monitor.ipynb #8286e893
+# %% ../nbs/lib/18_monitor.ipynb #1d53e630
 def day_table(
     checks: Mapping[tuple[str, str], Checked],  # from `check_days`
 ) -> pd.DataFrame:  # index line; day, model, rows, error and its limit, skill, recall, false alarms, distance, findings
