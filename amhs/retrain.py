@@ -141,7 +141,7 @@ def _plan_reasons(facts: Facts, policy: Policy) -> list[tuple[str, str]]:
     age, tried = (_days_since(t, facts.now) for t in (facts.last_trained, max(facts.retrainings, default=None)))
     young = [d for d in policy.follow_up_days if facts.changed and _is_due(facts, d)]
     rows = [("manual", facts.manual is not None, f"asked for: {facts.manual}"),
-            ("schedule", facts.last_trained is not None and 0 < policy.schedule_days <= min(age, tried), f"the model learnt from data up to {age:.0f} days ago"),
+            ("schedule", facts.last_trained and 0 < policy.schedule_days <= min(age, tried), f"the model learnt from data up to {age:.0f} days ago"),
             ("volume", 0 < policy.new_rows <= facts.new_rows, f"{facts.new_rows:,} labelled minutes are new"),
             ("follow_up", bool(young), f"{max(young, default=0):g} days after traffic changed there is more of it to learn from")]
     return [(name, said) for name, holds, said in rows if holds]

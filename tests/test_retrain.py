@@ -90,8 +90,8 @@ def test_volume_and_what_was_followed_up_already():
 
 
 @pytest.mark.parametrize(("facts", "change", "said"), [
-    (Facts(NOW, retrainings=(NOW - timedelta(hours=5),), last_trained=NOW - timedelta(days=60)), {}, "less than"),
-    (Facts(NOW, retrainings=tuple(NOW - timedelta(days=d) for d in range(2, 8)), last_trained=NOW - timedelta(days=60)), {}, "budget"),
+    (Facts(NOW, retrainings=(NOW - timedelta(hours=5),), new_rows=5000), {"new_rows": 4000}, "less than"),
+    (Facts(NOW, retrainings=tuple(NOW - timedelta(days=d) for d in range(2, 8)), new_rows=5000), {"new_rows": 4000}, "budget"),
     (Facts(NOW, last_trained=NOW - timedelta(days=60)), {"quiet_hours": ("22:00-06:00",)}, "quiet"),
 ])
 def test_what_holds_a_retraining_back_but_never_a_person(facts, change, said):
