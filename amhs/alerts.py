@@ -10,7 +10,7 @@ __all__ = ['Severity', 'Alert', 'alerts_of', 'message_text', 'Channel', 'LogChan
 # %% ../nbs/lib/17_alerts.ipynb #1745b3d6
 import json, time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.message import EmailMessage
 from fnmatch import fnmatchcase

@@ -118,7 +118,7 @@ def _speak(lang: str | None, resume: str | None) -> None:
     if lang:
         os.environ["AMHS_LANG"] = lang
 
-# %% ../nbs/lib/25_cli.ipynb #f824414d
+# %% ../nbs/lib/25_cli.ipynb #38f648cd
 @app.command()
 def run(
     pipeline: Annotated[str, typer.Argument(help="Which pipeline: develop, retrain or operate.")] = "develop",  # a name in PIPELINES
@@ -148,7 +148,8 @@ def run(
         _show_plan(plan_run(**asked), as_json)
         return
     result = _carried_out(asked, run_id, parse_assignments(grid or ()), _manner(jobs, isolated, timeout_s, memory_mb))
-    _follow(asked["pipeline"], result)
+    for one in result.results if grid else [result]:
+        _follow(asked["pipeline"], one)
     if pipeline == "develop" and not (resume or run_id or force or grid):
         _remember(papermill_habits(sys.argv[1:]), result, [file] if file else [])
     _end_run((_grid_text if grid else _run_text)(result), result.exit_code)
@@ -190,24 +191,22 @@ def _carried_out(asked: dict[str, Any], run_id: str | None, grid: dict[str, str]
         return run_grid(grid, asked, run_id, manner)
     return run_pipeline(**asked, run_id=run_id, manner=manner)
 
-# %% ../nbs/lib/25_cli.ipynb #37b519a4
+# %% ../nbs/lib/25_cli.ipynb #e0f22496
 def _follow(pipeline: str, result: Any) -> None:
     "Have the registry know who answers since this run; it is told, never an error: who answers is settled already."
-    from amhs.config import settings
     from amhs.core import read_json
 
-    deployed = Path(getattr(result, "folder", "")) / "09_integration/artefacts/deployment.json"
-    if settings().registry in ("", "off") or not getattr(result, "executed", ()):
-        return
-    if deployed.is_file() and (done := read_json(deployed))["role"] in ("live", "canary", "shadow"):
-        from amhs.deployment import package_folder
+    deployed, said = Path(result.folder) / "09_integration/artefacts/deployment.json", ""
+    if "integration" in result.executed and deployed.is_file() and (done := read_json(deployed))["role"] in ("live", "canary", "shadow"):
         from amhs.registry import follow_deployment
 
-        print(follow_deployment(package_folder(done["version"]), done["role"], done["why"], f"run {done['run']}"))
+        said = follow_deployment(done["version"], done["role"], done["why"], f"run {done['run']}")
     if pipeline == "retrain":
         from amhs.retrain import champion_follows
 
-        print(champion_follows(result.folder))
+        said = champion_follows(result.folder) or said
+    if said:
+        print(said)
 
 # %% ../nbs/lib/25_cli.ipynb #817b6d06
 def _run_text(result: Any) -> str:

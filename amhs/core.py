@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['log', 'AmhsError', 'ParameterError', 'InputError', 'ModelError', 'StageError', 'nearest', 'project_root',
-           'sha256_file', 'sha256_json', 'sha256_tree', 'atomic_path', 'write_json', 'read_json', 'is_reference',
-           'reveal', 'seeded']
+           'sha256_file', 'sha256_json', 'sha256_tree', 'put_on_disk', 'atomic_path', 'write_json', 'read_json',
+           'is_reference', 'reveal', 'seeded']
 
 # %% ../nbs/lib/00_core.ipynb #76274f56
 import difflib, hashlib, json, logging, os, shutil, uuid
@@ -102,9 +102,11 @@ def sha256_tree(
     seen = [n for n in names if not any(part.startswith(".") for part in n.split("/"))]
     return sha256_json([(n, sha256_file(path / n)) for n in seen])
 
-# %% ../nbs/lib/00_core.ipynb #9e381bb2
-def _flush(path: Path) -> None:
-    "Have the system put a file, or every file of a folder, on disk."
+# %% ../nbs/lib/00_core.ipynb #f1ce38a9
+def put_on_disk(
+    path: Path,  # a file, or a folder with all that is in it
+) -> None:
+    "Have the system put on disk what was written; before that a power cut may lose it."
     for p in [path, *path.rglob("*")] if path.is_dir() else [path]:
         fd = os.open(p, os.O_RDONLY)
         try:
@@ -137,7 +139,7 @@ def _flush_entry(folder: Path) -> None:
     finally:
         os.close(fd)
 
-# %% ../nbs/lib/00_core.ipynb #e06fd5d9
+# %% ../nbs/lib/00_core.ipynb #f7c3793c
 @contextmanager
 def atomic_path(
     path: Path | str,  # where the file or folder shall be
@@ -150,7 +152,7 @@ def atomic_path(
     try:
         yield new
         if flush:
-            _flush(new)
+            put_on_disk(new)
         _swap(new, path, flush)
     finally:
         _remove(new)

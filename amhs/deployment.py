@@ -176,7 +176,7 @@ def rollback(
     "Bring back who was live before; a second rollback undoes the first."
     now = read_deployment(folder).lines.get(line)
     if now is None or not now.previous:
-        raise InputError(f"line {line} has no earlier model to go back to", got=now and now.live, fix="see `amhs deploy --history`")
+        raise InputError(f"line {line} has no earlier model to go back to", got=now and now.live, fix="see `amhs deploy history`")
     return assign(line, folder, who, why, clock, live=now.previous, previous=now.live)
 
 # %% ../nbs/lib/15_deployment.ipynb #b152e675

@@ -247,14 +247,9 @@ def _kernel_environment(watch: Watch) -> dict[str, str]:
     "The runner's environment, and where the stage's folder is."
     return {**os.environ, "AMHS_STAGE_DIR": str(watch.folder)}
 
-# %% ../nbs/lib/23_execute.ipynb #a8a61643
-_SHOWN = ("metadata", "data")
-_FIELDS = {"stream": ("name", "text"), "display_data": _SHOWN, "execute_result": (*_SHOWN, "execution_count"), "error": ("ename", "evalue", "traceback")}
-
-
+# %% ../nbs/lib/23_execute.ipynb #f63381b9
 def _client() -> type:
     "papermill's notebook client with our watch."
-    from nbformat import NotebookNode
     from papermill.clientwrap import PapermillNotebookClient
 
     class Client(PapermillNotebookClient):
@@ -279,9 +274,6 @@ def _client() -> type:
             if content is None:
                 return None
             kind = "stream" if "text" in content else msg["msg_type"]
-            if kind in _FIELDS and not (display_id or self.clear_before_next_output or self.output_hook_stack[msg["parent_header"].get("msg_id")]):
-                outs.append(NotebookNode(output_type=kind, **{name: content[name] for name in _FIELDS[kind]}))
-                return outs[-1]
             return super().output(outs, {**msg, "msg_type": kind, "header": {**msg["header"], "msg_type": kind}, "content": content},
                                   display_id, cell_index)
 

@@ -8,7 +8,7 @@ __all__ = ['ALIASES', 'ROLE_ALIASES', 'RegistryError', 'RefusedError', 'RunFacts
            'alias_history', 'find_version', 'promote', 'rollback', 'model_card', 'diff_versions', 'fetch_version',
            'attach_package', 'follow_deployment', 'register_quietly']
 
-# %% ../nbs/lib/15_registry.ipynb #042655c9
+# %% ../nbs/lib/15_registry.ipynb #16b68af3
 import contextlib, fcntl, getpass, json, logging, os, re, shutil, socket, sqlite3, tempfile, time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ from .config import settings
 from amhs.core import (
     AmhsError, InputError, ParameterError, atomic_path, nearest, project_root, read_json, reveal, sha256_json, sha256_tree, write_json,
 )
+from .deployment import package_folder
 
 # %% ../nbs/lib/15_registry.ipynb #a6ae9605
 class RegistryError(AmhsError):
@@ -868,12 +869,12 @@ def attach_package(
         registry._attach(version.name, version.number, version.run, Path(folder))
         return registry._find(str(version), clock)
 
-# %% ../nbs/lib/15_registry.ipynb #5b56ece4
+# %% ../nbs/lib/15_registry.ipynb #ae9c99fd
 ROLE_ALIASES = {"live": "champion", "canary": "challenger", "shadow": "shadow"}
 
 
 def follow_deployment(
-    package: Path | str,  # folder of the package that was deployed
+    version: str,  # of the package, as deployed
     role: str,  # live, canary or shadow
     why: str = "",  # on record
     who: str | None = None,  # on record; None: who is logged in
@@ -884,7 +885,7 @@ def follow_deployment(
         return ""
     try:
         with open_registry() as registry:
-            made = sha256_tree(package)
+            made = sha256_tree(package_folder(version))
             own = [v for name in registry._models() for v in registry._found_versions(name) if v.tags.get("package_sha256") == made]
         if not own:
             return "The registry has no version with this package; `amhs models sync` registers what is missing."

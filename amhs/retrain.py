@@ -135,7 +135,7 @@ def _days_since(when: datetime | None, now: datetime) -> float:
     "Days between two times; endless if there was none."
     return float("inf") if when is None else (now - when) / timedelta(days=1)
 
-# %% ../nbs/lib/18_retrain.ipynb #600e8447
+# %% ../nbs/lib/18_retrain.ipynb #11f481ea
 def _plan_reasons(facts: Facts, policy: Policy) -> list[tuple[str, str]]:
     "Reasons that lie in the calendar or in the amount of data."
     age, tried = (_days_since(t, facts.now) for t in (facts.last_trained, max(facts.retrainings, default=None)))
@@ -1004,7 +1004,7 @@ def take_over(
         record_promotion(store, found, comparisons, line, (old.version, new.version if new else ""), plan.until, who=run_id)
     return {"verdict": found.verdict, "sentence": found.sentence, "current": old.version, "new": new.version if new else "", "lines": lines}
 
-# %% ../nbs/lib/18_retrain.ipynb #189058f0
+# %% ../nbs/lib/18_retrain.ipynb #13897c4e
 def champion_follows(
     run: Path | str,  # folder of a retraining's run
 ) -> str:  # one line to show; empty: nothing to say
@@ -1016,7 +1016,7 @@ def champion_follows(
     from amhs.registry import follow_deployment
 
     role = "live" if record["verdict"] == "promote" else "canary"
-    return follow_deployment(package_folder(record["new"]), role, record["sentence"], "retraining")
+    return follow_deployment(record["new"], role, record["sentence"], "retraining")
 
 # %% ../nbs/lib/18_retrain.ipynb #44d69a13
 def outcome_table(

@@ -6,7 +6,7 @@
 __all__ = ['RunResult', 'short_path', 'again_command', 'failure_report', 'recover', 'Reporter', 'LiveReporter', 'reporter',
            'Manner', 'warm_worker', 'end_kernels', 'run_pipeline', 'answered', 'rests_on']
 
-# %% ../nbs/lib/24_runs.ipynb #d17bf58b
+# %% ../nbs/lib/24_runs.ipynb #2ad42b32
 import contextlib, os, re, shlex, shutil, signal, sys, tempfile, threading, time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,7 +21,7 @@ from fastcore.basics import patch
 
 from . import answers
 from .config import settings
-from .core import ParameterError, StageError, atomic_path, project_root, read_json, sha256_json, write_json
+from .core import ParameterError, StageError, atomic_path, project_root, put_on_disk, read_json, sha256_json, write_json
 from .execute import Limits, Watch, cell_error, close_stage, completed, run_stage, write_page
 from .pages import cell_text
 from .plan import Plan, Step, decide, find_run, plan_run, reasons
@@ -120,7 +120,7 @@ def failure_report(
     lines = [result.verdict, f"    {first}" if first else "", f"Notebook: {notebook}", f"Again from there: {again_command(result)}"]
     return "\n".join(line for line in lines if line)
 
-# %% ../nbs/lib/24_runs.ipynb #0af79be8
+# %% ../nbs/lib/24_runs.ipynb #0e472734
 def _settle_stage(hidden: Path) -> None:
     "End a stage at which the runner was killed."
     manifest = read_json(hidden / "manifest.json")
@@ -129,6 +129,7 @@ def _settle_stage(hidden: Path) -> None:
     watch = Watch(hidden, "", print, ran=seen)
     error = cell_error(nb, None, "killed", "the runner was killed while this stage ran")
     close_stage(watch, stage, completed(manifest, watch, "killed", error, 0.0))
+    put_on_disk(hidden)
     hidden.rename(hidden.parent / stage.folder)
     write_page(hidden.parent / stage.folder)
 

@@ -32,7 +32,7 @@ from .rules import SEVERITIES, Verdict, compile_rules, decide, load_rules
 from .store import Store, minute_of
 from .telemetry import COLUMNS
 
-# %% ../nbs/lib/16_serve.ipynb #dd352482
+# %% ../nbs/lib/16_serve.ipynb #e9f0a681
 class Serving(Frozen):
     "How a service answers; `params/serving.yaml`."
 
@@ -49,7 +49,7 @@ class Serving(Frozen):
     auth: bool = True  # off only for callers on this machine
     body_limit_kb: Count = 2048
     rate_per_s: float = Field(0, ge=0)  # requests of one key; 0: no limit
-    shed_after_ms: float = Field(40, gt=0)  # an event loop so late answers 503
+    shed_after_ms: float = Field(20, gt=0)  # an event loop so late answers 503
 
 # %% ../nbs/lib/16_serve.ipynb #407391aa
 def load_serving(
@@ -317,7 +317,7 @@ def changed(self: Desk) -> bool:
     stamp = (path.stat().st_mtime_ns, path.stat().st_ino) if path.is_file() else None
     return stamp != self.stamp
 
-# %% ../nbs/lib/16_serve.ipynb #8bf40420
+# %% ../nbs/lib/16_serve.ipynb #666b7498
 @patch
 def refresh(self: Desk) -> None:
     "Read who answers for which line, load what is missing, then swap in one step."
@@ -326,8 +326,7 @@ def refresh(self: Desk) -> None:
     told, errors = read_deployment(self.folder), {}
     packages = {v: found for v in told.versions() if (found := self._package(v, errors))}
     lines = {name: self._line(name, line, packages) for name, line in told.lines.items()}
-    for line in lines.values():  # what is compiled is compiled before anybody waits
-        level_horizons(line.tellers[""], float(some_unknown(np.zeros(1))))
+    some_unknown(np.zeros(1)), level_horizons(teller_of(None), 0.0)  # compiled now, before anybody waits
     self.lines, self.packages, self.errors, self.stamp = lines, packages, errors, stamp
 
 # %% ../nbs/lib/16_serve.ipynb #ff48e190

@@ -81,16 +81,13 @@ def show(
         shown.add_row(*("" if value != value else str(value) for value in row))
     Console().print(shown)
 
-# %% ../nbs/lib/18_serving.ipynb #98c145dd
+# %% ../nbs/lib/18_serving.ipynb #e8d53d77
 def _registered_as(version: str, role: str, why: str, who: str | None) -> None:
     "Have the registry follow, if there is one."
-    from amhs.config import settings
-    from amhs.deployment import package_folder
+    from amhs.registry import follow_deployment
 
-    if settings().registry not in ("", "off"):
-        from amhs.registry import follow_deployment
-
-        print(follow_deployment(package_folder(version), role, why, _who(who)))
+    if said := follow_deployment(version, role, why, _who(who)):
+        print(said)
 
 # %% ../nbs/lib/18_serving.ipynb #741dc287
 @deploy_app.command("put")

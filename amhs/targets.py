@@ -13,7 +13,7 @@ import pandas as pd
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from .config import CLASSES, HORIZONS_MIN, PURGE_GAP_MIN, Site, load_site
+from .config import HORIZONS_MIN, PURGE_GAP_MIN, Site, load_site
 from .core import ParameterError
 from .telemetry import check_telemetry, minute_numbers
 

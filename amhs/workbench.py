@@ -7,7 +7,7 @@ __all__ = ['inject_parameters', 'checked_sources', 'code_changes', 'Opened', 'op
            'lab_command', 'start_lab']
 
 # %% ../nbs/lib/24_workbench.ipynb #04c3f06b
-import json, os, sys
+import os, sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path

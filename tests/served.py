@@ -42,7 +42,7 @@ def make_package(home, data: Labelled, number=1, model="hub", engine="forest", t
     return write_package(home / f"package_{number}_{engine}", confirmed, data, engines[engine], table, load_params("business"), params, number)
 
 
-def packed(factory, number=1, model="hub", engine="forest", trees=8) -> Path:
+def small_package(factory, number=1, model="hub", engine="forest", trees=8) -> Path:
     "A package of three days, made once for all tests of all workers; they must not change it."
     base = factory.getbasetemp()
     home = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "packages" / f"{model}_{trees}"

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from served import Clock, labelled, make_desk, packed, window_at
+from served import Clock, labelled, make_desk, small_package, window_at
 from starlette.testclient import TestClient
 
 from amhs.access import add_key, revoke_key
@@ -32,7 +32,7 @@ def data():
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory):
-    return packed(tmp_path_factory)
+    return small_package(tmp_path_factory)
 
 
 @contextlib.contextmanager
@@ -281,7 +281,7 @@ def test_a_slow_model_leaves_the_answer_to_the_rules(data, package, tmp_path):
 
 def test_an_engine_that_is_not_compiled_answers_the_same(data, package, tmp_path, tmp_path_factory):
     clock = Clock(data.telemetry["timestamp"].iloc[2000].to_pydatetime())
-    slow = packed(tmp_path_factory, engine="boosters")
+    slow = small_package(tmp_path_factory, engine="boosters")
     (tmp_path / "fast").mkdir()
     patient = {"time_budget_ms": 5000, "shed_after_ms": 10_000}
     with serving(tmp_path, slow, clock, **patient) as http, serving(tmp_path / "fast", package, clock, **patient) as fast:

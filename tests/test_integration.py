@@ -15,8 +15,7 @@ from threading import Thread
 import pandas as pd
 import psutil
 import pytest
-from served import labelled
-from served import packed as small_package
+from served import labelled, small_package
 
 from amhs import bento, integration
 from amhs.client import window_of

@@ -8,8 +8,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from served import SITE, labelled, make_desk, window_at
-from served import packed as small_package
+from served import SITE, labelled, make_desk, small_package, window_at
 
 from amhs import offline, runs
 from amhs.config import load_params

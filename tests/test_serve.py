@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from served import SITE, Clock, labelled, make_desk, packed, window_at
+from served import SITE, Clock, labelled, make_desk, small_package, window_at
 
 from amhs.deployment import assign, deploy, deployment_history, package_folder, read_deployment, rollback
 from amhs.evaluate import alarm_score
@@ -29,7 +29,7 @@ def data():
 
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory):
-    return [packed(tmp_path_factory), packed(tmp_path_factory, number=2, trees=5)]
+    return [small_package(tmp_path_factory), small_package(tmp_path_factory, number=2, trees=5)]
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import msgspec
 import pandas as pd
 import psutil
 import pytest
-from served import labelled, packed, window_at
+from served import labelled, small_package, window_at
 
 from amhs.access import add_key
 from amhs.client import Client
@@ -84,7 +84,7 @@ def data():
 
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory):
-    return [packed(tmp_path_factory), packed(tmp_path_factory, number=2, trees=5)]
+    return [small_package(tmp_path_factory), small_package(tmp_path_factory, number=2, trees=5)]
 
 
 @pytest.fixture(scope="module")

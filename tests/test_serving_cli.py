@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from served import labelled, packed
+from served import labelled, small_package
 from typer.testing import CliRunner
 
 from amhs.cli import app
@@ -20,7 +20,7 @@ def data():
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory):
-    return packed(tmp_path_factory)
+    return small_package(tmp_path_factory)
 
 
 @pytest.fixture
