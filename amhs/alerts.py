@@ -7,9 +7,10 @@ __all__ = ['Severity', 'Alert', 'alerts_of', 'message_text', 'Channel', 'LogChan
            'WebhookChannel', 'EmailChannel', 'AlertParams', 'load_channels', 'silence', 'silences', 'send',
            'alert_table']
 
-# %% ../nbs/lib/17_alerts.ipynb #1745b3d6
+# %% ../nbs/lib/17_alerts.ipynb #230d8be3
 import json, time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.message import EmailMessage
@@ -22,7 +23,7 @@ import pandas as pd
 from pydantic import Field
 
 from .config import Count, Frozen, checked, read_yaml, settings
-from .core import AmhsError, log, project_root, reveal
+from .core import AmhsError, append_lines, log, newest_lines, project_root, reveal
 from .store import Store
 
 # %% ../nbs/lib/17_alerts.ipynb #fc4bd273
@@ -93,9 +94,21 @@ class LogChannel(Channel):
         for message in messages:
             log.warning("%s", message_text(message))
 
-# %% ../nbs/lib/17_alerts.ipynb #21d5a1f4
+# %% ../nbs/lib/17_alerts.ipynb #0ae119d1
+def _told_in(line: str) -> tuple:
+    "Which message a line of a file holds; empty: none."
+    with suppress(ValueError, KeyError, TypeError):  # a file may hold other things, too
+        return _which(json.loads(line))
+    return ()
+
+
+def _which(message: Mapping[str, Any]) -> tuple:
+    "What makes a message the one it is."
+    return message["key"], message["what"], message["at"]
+
+# %% ../nbs/lib/17_alerts.ipynb #1ac4f4ae
 class FileChannel(Channel):
-    "A file, a line of JSON for each message."
+    "A file, a line of JSON for each message; none twice."
 
     kind: Literal["file"]
     path: Path
@@ -103,8 +116,8 @@ class FileChannel(Channel):
     def deliver(self, messages: Sequence[Mapping[str, Any]]) -> None:
         path = project_root() / self.path
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(dict(m), ensure_ascii=False) + "\n" for m in messages))
+        told = {_told_in(line) for line in newest_lines(path)}
+        append_lines(path, [json.dumps(dict(m), ensure_ascii=False) for m in messages if _which(m) not in told])
 
 # %% ../nbs/lib/17_alerts.ipynb #9e923422
 class ChannelError(AmhsError):
@@ -309,7 +322,7 @@ def _tell(channel: Channel, due: Mapping[str, str], episodes: dict[str, dict], n
             episodes[key]["told"][channel.name] = {"what": what, "severity": episodes[key]["severity"], "at": now.isoformat()}
     return error
 
-# %% ../nbs/lib/17_alerts.ipynb #93f46024
+# %% ../nbs/lib/17_alerts.ipynb #53c847ab
 def send(
     alerts: Iterable[Alert],  # all there are now
     channels: Iterable[Channel],  # from `load_channels`
@@ -332,6 +345,7 @@ def send(
         hushed = {key for key in due if any(fnmatchcase(key, p) for p in quiet)}
         loud = {key: what for key, what in due.items() if key not in hushed}
         error = _tell(channel, loud, episodes, now) if loud else ""
+        store.write("decisions", [_row(episodes[key]) for key in loud])  # at once: who dies now has told this channel
         rows += [(key, channel.name, what, "silenced" if key in hushed else "failed" if error else "sent", error) for key, what in due.items()]
     _forget(episodes.values(), [c.name for c in channels])
     store.write("decisions", map(_row, episodes.values()))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['log', 'AmhsError', 'ParameterError', 'InputError', 'ModelError', 'StageError', 'nearest', 'project_root',
            'sha256_file', 'sha256_json', 'sha256_tree', 'put_on_disk', 'atomic_path', 'write_json', 'read_json',
-           'is_reference', 'reveal', 'seeded']
+           'append_lines', 'newest_lines', 'is_reference', 'reveal', 'seeded']
 
 # %% ../nbs/lib/00_core.ipynb #76274f56
 import difflib, hashlib, json, logging, os, shutil, uuid
@@ -179,6 +179,37 @@ def read_json(
         raise InputError("no such file", got=str(path)) from None
     except ValueError as e:
         raise InputError(f"not a JSON file: {e}", got=str(path)) from None
+
+# %% ../nbs/lib/00_core.ipynb #0a9b2811
+_NEWEST = 1 << 20  # bytes at the end of a file that are looked at
+
+
+def _end_of(path: Path | str) -> tuple[list[bytes], bytes]:
+    "The whole lines at the end of a file, and half a line after them."
+    with open(path, "rb") as f:
+        f.seek(max(0, f.seek(0, os.SEEK_END) - _NEWEST))
+        *lines, half = f.read().split(b"\n")
+    return lines, half
+
+# %% ../nbs/lib/00_core.ipynb #927b5751
+def append_lines(
+    path: Path | str,  # the file
+    lines: Iterable[str],  # without their ends
+) -> None:
+    "Append lines to a file, and have them on disk."
+    with open(path, "ab") as f:
+        if half := _end_of(path)[1]:
+            f.truncate(f.tell() - len(half))
+        f.write("".join(f"{line}\n" for line in lines).encode())
+        f.flush()
+        os.fsync(f.fileno())
+
+# %% ../nbs/lib/00_core.ipynb #5744e3a1
+def newest_lines(
+    path: Path | str,  # a file that is appended to
+) -> list[str]:  # without their ends; none if it is not there
+    "The lines of a file's newest megabyte; the first may lack its beginning."
+    return [line.decode(errors="replace") for line in _end_of(path)[0]] if Path(path).is_file() else []
 
 # %% ../nbs/lib/00_core.ipynb #b2630407
 def is_reference(

@@ -6,8 +6,8 @@
 __all__ = ['LineDeployment', 'Deployment', 'pointer', 'read_deployment', 'package_folder', 'add_package', 'deployed_versions',
            'local_now', 'assign', 'deploy', 'rollback', 'retire', 'deployment_records', 'deployment_history']
 
-# %% ../nbs/lib/15_deployment.ipynb #b315b1b3
-import fcntl, json, os, shutil
+# %% ../nbs/lib/15_deployment.ipynb #0dc4a102
+import fcntl, json, shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -18,7 +18,7 @@ import pandas as pd
 from pydantic import field_validator
 
 from .config import Frozen, Share, checked, settings
-from .core import InputError, ParameterError, atomic_path, nearest, read_json, write_json
+from .core import InputError, ParameterError, append_lines, atomic_path, nearest, read_json, write_json
 from .inference import load_package
 from .rules import check_hybrid
 
@@ -105,13 +105,17 @@ def _locked(home: Path) -> Iterator[None]:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
-# %% ../nbs/lib/15_deployment.ipynb #b682ef88
+# %% ../nbs/lib/15_deployment.ipynb #e14e8f3e
+def _is_noted(home: Path, entry: dict) -> bool:
+    "Whether a line's newest note is of this very change, which then never took effect: nothing can change to what it is."
+    mine = [e for e in deployment_records(home) if e["line"] == entry["line"]]
+    return bool(mine) and entry["before"] != entry["after"] and mine[-1] | {"at": ""} == entry | {"at": ""}
+
+
 def _note(home: Path, entry: dict) -> None:
     "Append to the history, on disk before anything changes."
-    with open(home / "history.jsonl", "a", encoding="utf-8") as f:
-        f.write(json.dumps(entry, ensure_ascii=False) + "\n")
-        f.flush()
-        os.fsync(f.fileno())
+    if not _is_noted(home, entry):
+        append_lines(home / "history.jsonl", [json.dumps(entry, ensure_ascii=False)])
 
 # %% ../nbs/lib/15_deployment.ipynb #31597dfd
 def local_now() -> datetime:
@@ -165,7 +169,7 @@ def deploy(
         assign(line, folder, who, why, clock, **{role: version}, **moved, **changes)
     return version
 
-# %% ../nbs/lib/15_deployment.ipynb #33db86c9
+# %% ../nbs/lib/15_deployment.ipynb #b61d06cd
 def rollback(
     line: str,  # a hub
     folder: Path | str | None = None,  # of deployments; None: the settings'
@@ -196,13 +200,13 @@ def retire(
         _note(home, {"at": clock().isoformat(), "line": line, "who": who, "why": why, "before": now.lines[line].model_dump(), "after": None})
         write_json(pointer(folder), {"lines": {n: d.model_dump() for n, d in now.lines.items() if n != line}})
 
-# %% ../nbs/lib/15_deployment.ipynb #b304b897
+# %% ../nbs/lib/15_deployment.ipynb #23196497
 def deployment_records(
     folder: Path | str | None = None,  # of deployments; None: the settings'
 ) -> list[dict[str, Any]]:  # at (ISO 8601 with zone), line, who, why, before, after (fields of `LineDeployment`; None: retired); oldest first
     "Every change as it was recorded."
     path = pointer(folder).parent / "history.jsonl"
-    return [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    return [json.loads(text) for text in path.read_text(encoding="utf-8").split("\n")[:-1]] if path.is_file() else []
 
 # %% ../nbs/lib/15_deployment.ipynb #b9dc8762
 def deployment_history(

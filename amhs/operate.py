@@ -8,8 +8,8 @@ __all__ = ['OperateParams', 'load_operate', 'Operation', 'lines_of', 'package_of
            'put_in_charge', 'retrain_here', 'expire', 'jobs_of', 'pipeline_command', 'retrain_apart', 'make_operation',
            'keep_operating', 'labelled_history', 'first_package']
 
-# %% ../nbs/lib/18_operate.ipynb #e643e6ff
-import json, os, subprocess, sys, tempfile, threading
+# %% ../nbs/lib/18_operate.ipynb #f681776b
+import json, os, sys, tempfile, threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -32,6 +32,7 @@ from .inference import Package, load_package
 from .model import make_model
 from .monitor import check_line, join_outcomes, monitoring_records, record
 from .offline import answers_of, score_rows
+from .processes import Child
 from amhs.retrain import (
     Facts, Plan, decide, design, find_cause, findings_table, load_policy, pack, promotion, record_plan, record_promotion, record_verdict, retrain_in_process,
 )
@@ -420,7 +421,7 @@ def pipeline_command(
     sets = [w for s in ("data.source=store", f"redesign.line={line}", f"promotion.lines=[{line}]") for w in ("--set", s)]
     return ["nice", "-n", str(operation.params.nice), amhs, "run", "retrain", "--profile", operation.params.profile, *sets, *again]
 
-# %% ../nbs/lib/18_operate.ipynb #8422074d
+# %% ../nbs/lib/18_operate.ipynb #9dd73042
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -432,10 +433,13 @@ def retrain_apart(
 ) -> str:  # what became of it
     "Retrain by the pipeline; what it says is kept, and its report tells the rest."
     environment = {**os.environ, **dict.fromkeys(_THREADS, str(operation.params.threads))}
-    done = subprocess.run(pipeline_command(operation, line, due), cwd=project_root(), env=environment, capture_output=True, text=True)
-    if done.returncode not in (0, 3):
-        raise StageError(f"the retraining of {line} failed", got=done.stderr.strip()[-500:], fix="see its report; it is tried again from the stage that failed")
-    return done.stdout.strip()[-2000:]
+    with tempfile.TemporaryDirectory(prefix="amhs-operate-") as scratch:
+        with Child(pipeline_command(operation, line, due), environment, Path(scratch) / "said.txt", project_root()) as child:
+            status = child.process.wait()
+        said = child.log.read_text(encoding="utf-8", errors="replace").strip()
+    if status not in (0, 3):
+        raise StageError(f"the retraining of {line} failed", got=said[-500:], fix="see its report; it is tried again from the stage that failed")
+    return said[-2000:]
 
 # %% ../nbs/lib/18_operate.ipynb #7450a4dd
 def make_operation(

@@ -982,7 +982,14 @@ def concluded(
         return Promotion("wait", f"Told only, as asked. {found.sentence}")
     return found
 
-# %% ../nbs/lib/18_retrain.ipynb #ff5103d4
+# %% ../nbs/lib/18_retrain.ipynb #b7cc1127
+def _put_in_charge(packed: Path | str, version: str, lines: Iterable[str], who: str, why: str) -> None:
+    "Deploy a package for the lines it does not answer for yet: a stage that was killed and runs again has done its part."
+    there = read_deployment().lines
+    if left := [line for line in lines if line not in there or there[line].live != version]:
+        deploy(packed, left, "live", who=who, why=why)
+
+# %% ../nbs/lib/18_retrain.ipynb #24ad48f1
 def take_over(
     store: Any,  # an open `Store`
     found: Promotion,  # from `concluded`
@@ -997,7 +1004,7 @@ def take_over(
     old, new = load_package(current), load_package(packed) if packed else None
     lines = list(params.lines or (new or old).lines)
     if found.verdict == "promote":
-        deploy(packed, lines, "live", who=f"retraining {run_id}", why=found.sentence)
+        _put_in_charge(packed, new.version, lines, f"retraining {run_id}", found.sentence)
     elif found.verdict == "wait":
         add_package(packed)
     for line in lines:

@@ -395,7 +395,7 @@ def end_kernels(
         watch.end("interrupted")
     return wait(working)[0]
 
-# %% ../nbs/lib/24_runs.ipynb #2ef87932
+# %% ../nbs/lib/24_runs.ipynb #dedec41d
 def _run_folder(plan: Plan, runs: Path, run_id: str | None, within: str | None, clock: Callable[[], datetime]) -> Path:
     "The folder a plan runs in: one that is there, one of a given name, or a new one."
     if within:
@@ -404,10 +404,10 @@ def _run_folder(plan: Plan, runs: Path, run_id: str | None, within: str | None, 
         return new_run(runs, plan.profile, clock)
     if not re.fullmatch(r"[\w][\w.-]*", run_id) or run_id == "scratch":
         raise ParameterError("a run id is letters, digits, dots, dashes and underscores", got=run_id)
-    if (runs / run_id).exists():
+    if any(p.name != ".lock" for p in (runs / run_id).glob("*")):  # without anything in it, its runner was killed as it began
         raise ParameterError("there is a run of this name already", got=run_id,
                              fix=f"go on in it with --resume {run_id}, or take another name")
-    (runs / run_id).mkdir(parents=True)
+    (runs / run_id).mkdir(parents=True, exist_ok=True)
     return runs / run_id
 
 # %% ../nbs/lib/24_runs.ipynb #7f13305f

@@ -119,7 +119,7 @@ def _may_take(row: Mapping[str, Any], at: float) -> bool:
     detail = json.loads(row["detail"])
     return row["why"] not in OVER and at >= (detail["lease_until"] if row["why"] == "claimed" else detail["next_try"])
 
-# %% ../nbs/lib/15_schedule.ipynb #e878652a
+# %% ../nbs/lib/15_schedule.ipynb #d9cf81c0
 def take(
     worker: Worker,  # who wants it
     job: Job,  # which
@@ -130,8 +130,9 @@ def take(
     found = worker.store.read("decisions", id=key).to_dict("records")
     if found and not _may_take(found[0], at):
         return None
-    tries = 1 + (json.loads(found[0]["detail"])["tries"] if found else 0)
-    detail = {"due": due.isoformat(), "tries": tries, "began": at, "lease_until": at + worker.lease_s}
+    known = json.loads(found[0]["detail"]) if found else {"tries": 0}
+    died = known.get("died", 0) + bool(found and found[0]["why"] == "claimed")  # whoever held it did not live to say how it ended
+    detail = {"due": due.isoformat(), "tries": 1 + known["tries"], "died": died, "began": at, "lease_until": at + worker.lease_s}
     row = {"id": key, "at": due, "kind": "job", "subject": job.name, "who": worker.name, "why": "claimed", "detail": json.dumps(detail)}
     before = {"detail": found[0]["detail"], "why": found[0]["why"]} if found else None
     return Claim(worker, row) if worker.store.swap("decisions", row, before) else None
@@ -158,18 +159,19 @@ def _held(claim: Claim) -> Iterator[None]:
         over.set()
         thread.join()
 
-# %% ../nbs/lib/15_schedule.ipynb #65ceafba
+# %% ../nbs/lib/15_schedule.ipynb #5a538709
 _RETRY_S, _RETRY_AT_MOST_S = 30.0, 3600.0
+_DEATHS = 10  # of processes that held a due time; one more, and it is taken for what kills them
 
 
 def _failed(claim: Claim, job: Job, error: str) -> str:
     "Put a failure on record, and when it is tried again."
-    tries, at = claim.detail["tries"], claim.worker.clock()
-    state = "given up" if tries >= job.tries else "failed"
-    claim.write(state, ended=at, error=error[:2000], next_try=at + min(_RETRY_AT_MOST_S, _RETRY_S * 2 ** (tries - 1)))
+    failures, at = claim.detail["tries"] - claim.detail["died"], claim.worker.clock()
+    state = "given up" if failures >= job.tries or claim.detail["died"] > _DEATHS else "failed"
+    claim.write(state, ended=at, error=error[:2000], next_try=at + min(_RETRY_AT_MOST_S, _RETRY_S * 2 ** (failures - 1)))
     return state
 
-# %% ../nbs/lib/15_schedule.ipynb #831991f0
+# %% ../nbs/lib/15_schedule.ipynb #7d63dc90
 def run_one(
     worker: Worker,  # who does it
     job: Job,  # which
@@ -179,7 +181,7 @@ def run_one(
     claim = take(worker, job, due)
     if claim is None:
         return None
-    if claim.detail["tries"] > job.tries:  # whoever took it so often died of it
+    if claim.detail["died"] > _DEATHS:
         return _failed(claim, job, "the process died each time")
     try:
         with _held(claim):

@@ -4,6 +4,7 @@ import email
 import json
 import socketserver
 import threading
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from email import policy
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -115,6 +116,22 @@ channels:
 
 def outcomes(table):
     return {(r.channel, r.what): r.outcome for r in table.itertuples()}
+
+
+def test_a_process_that_dies_while_it_tells_is_not_heard_twice(tmp_path):
+    "Two channels, and a death after each of them; half a line of a message is no message."
+    first, last = channels_of(tmp_path, "".join(["channels:", *(f"\n  {n}: {{kind: file, path: {tmp_path}/{n}.jsonl}}" for n in ("desk", "shift"))]))
+
+    class Dies(type(first)):
+        def deliver(self, messages):
+            super().deliver(messages)
+            raise KeyboardInterrupt
+
+    (tmp_path / "desk.jsonl").write_text('{"key": "HUB1/dat')
+    for channels in ((Dies(**first.model_dump()), last), (first, Dies(**last.model_dump())), (first, last)):
+        with open_store(tmp_path / "store.sqlite") as store, suppress(KeyboardInterrupt):
+            send([alert()], channels, store, NOON)
+    assert [[json.loads(line)["what"] for line in (tmp_path / f"{n}.jsonl").read_text().splitlines()] for n in ("desk", "shift")] == [["open"], ["open"]]
 
 
 def test_a_webhook_receives_alerts_with_its_secret_header(tmp_path, store, webhook, monkeypatch):

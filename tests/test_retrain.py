@@ -10,7 +10,7 @@ import pytest
 from amhs import retrain, runs
 from amhs.config import load_params
 from amhs.core import InputError, ParameterError, read_json
-from amhs.deployment import deploy, read_deployment, rollback
+from amhs.deployment import deploy, deployment_records, read_deployment, rollback
 from amhs.develop import fitted, four_comparisons, package_model
 from amhs.inference import load_package
 from amhs.model import make_model
@@ -246,6 +246,18 @@ def test_a_better_model_takes_over_or_waits_and_the_old_one_stays_at_hand(round_
     assert line.live == {1: live.version, 2: new}[answers]
     if answers == 2:
         assert line.previous == live.version and rollback("HUB1").live == live.version
+
+
+def test_a_promotion_carried_out_again_changes_nothing(round_trip, tmp_path, monkeypatch):
+    "A stage that was killed after it deployed runs again as a whole."
+    home, _, plan, live, done = round_trip
+    monkeypatch.setenv("AMHS_DEPLOYED", str(tmp_path / "deployed"))
+    deploy(live.folder, ["HUB1"])
+    with open_store(f"sqlite:///{tmp_path}/s.sqlite") as store:
+        for _ in range(2):
+            retrain.take_over(store, retrain.Promotion("promote", "better"), done.comparisons, plan, live.folder, done.folder, load_params("promotion"), "run")
+        assert len(store.read("decisions", kind="promotion")) == 1
+    assert len(deployment_records()) == 2 and read_deployment().lines["HUB1"].previous == live.version
 
 
 def test_cannot_be_told_is_not_a_win(round_trip):

@@ -351,6 +351,14 @@ def test_kill_9_leaves_the_old_artefact_or_none_and_the_next_run_recovers(toy):
     assert sha256_tree(toy / "runs/whole/07_evaluate") == old
 
 
+def test_a_run_whose_runner_was_killed_as_it_began_can_be_begun_again(toy):
+    (toy / "runs/new").mkdir()
+    (toy / "runs/new/.lock").touch()
+    assert run(run_id="new").run_id == "new"
+    with pytest.raises(ParameterError, match="a run of this name already"):
+        run(run_id="new")
+
+
 def test_ctrl_c_is_recorded(toy):
     write_stage(toy, "business", HALF)
     process, kernel = begin_and_hang(toy, "--run-id", "stopped", "--to", "poc")
