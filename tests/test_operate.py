@@ -2,24 +2,33 @@
 each step it neither loses nor doubles anything; after days off it catches up."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 
+import mortal
+import numpy as np
 import pandas as pd
+import psutil
 import pytest
+from toy_project import make_project, write_stage
 
-from amhs import operate
+from amhs import operate, runs
 from amhs.alerts import FileChannel, alert_table
 from amhs.core import ParameterError, StageError, read_json
-from amhs.deployment import assign, deployment_records, read_deployment
+from amhs.deployment import assign, deployed_versions, deployment_records, read_deployment
 from amhs.monitor import monitoring_records
 from amhs.operate import jobs_of, lines_of
 from amhs.rehearsal import Rehearsal, changed_at, hub_of, play, set_up, timeline
 from amhs.schedule import Worker, job_table, run_due
+from amhs.stages import PIPELINES, find_stage
 from amhs.store import minute_of, observation_rows, open_store
 
 PIECE = Rehearsal("capacity-upgrade", days=3, history_days=8, trees=8, reference=False)
@@ -145,20 +154,6 @@ rehearsal.play(piece, home, say=lambda text: None)
 STEPS = ("predict", "join", "check", "record", "tell", "judge_lines", "record_plan", "record_promotion", "deploy")
 
 
-def test_killed_while_it_forecasts_it_goes_on(played, tmp_path):
-    "The short form: one death, and the day is as if nothing had been."
-    home = tmp_path / "home"
-    shutil.copytree(played / "first", home / "first")
-    script = VICTIM.replace("days=3", "days=1").replace("reference=False", "reference=False, retrain=False")
-    codes = [subprocess.run([sys.executable, "-c", script, str(home), "predict"], capture_output=True, timeout=300).returncode for _ in range(2)]
-    assert codes == [-9, 0]
-    with open_store(home / "store.sqlite") as store:
-        found = job_table(store).set_index("job")
-        told = store.read("predictions", "HUB1", minute_of(PIECE.begin), columns=["minute"])["minute"]
-    assert set(found["state"]) == {"done"} and found.loc["predict", "tries"] == 2
-    assert sorted(told) == list(range(minute_of(PIECE.begin), minute_of(due(1))))
-
-
 def kept(home, kind):
     "What is on record, but for when it was written."
     with open_store(home / "store.sqlite") as store:
@@ -188,6 +183,187 @@ def test_killed_in_the_middle_of_each_step_nothing_is_lost_or_doubled(played, tm
         assert set(job_table(ours)["state"]) == {"done"}
     assert len(deployment_records(home / "deployed")) == len(deployment_records(played / "deployed"))
     assert read_deployment(home / "deployed").lines["HUB1"].live == read_deployment(played / "deployed").lines["HUB1"].live
+
+
+@pytest.fixture(scope="module")
+def obeyed(tmp_path_factory):
+    "Have processes play a night: their orders, one after the other; the exit status of each."
+    log = tmp_path_factory.mktemp("mortal") / "log.txt"
+    one = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # a process of one thread can be forked
+    with open(log, "w") as said:
+        parent = subprocess.Popen([sys.executable, mortal.__file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True, env=one)
+
+    def obey(home, *points, **order):
+        found = []
+        for point in points:
+            parent.stdin.write(json.dumps({"home": str(home), "point": point, **order}) + "\n")
+            parent.stdin.flush()
+            found.append(int(parent.stdout.readline()))
+        assert 1 not in found, log.read_text()[-3000:]
+        return found
+
+    yield obey
+    parent.stdin.close()
+    parent.wait(60)
+
+
+@pytest.fixture(scope="module")
+def morning(played, tmp_path_factory):
+    "Two lines with a history and a model, each to be retrained; a day's telemetry on its way, the newest minutes of one line lost."
+    home = tmp_path_factory.mktemp("mortal") / "home"
+    shutil.copytree(played / "first", home / "first")
+    with set_up(mortal.PIECE, home).store as store:
+        for line in mortal.PIECE.names:
+            history, day = hub_of(mortal.PIECE, line)
+            store.write("observations", observation_rows(history, mortal.PIECE.begin))
+            until = mortal.DUE - timedelta(minutes=20 if line == "HUB2" else 0)
+            day[day["timestamp"] < until].to_parquet(home / f"{line}.parquet")
+            operate.ask_for_retraining(store, line, "new rails", "kim", mortal.DUE - timedelta(hours=3))
+    return home
+
+
+def on_record(home):
+    "All that is kept of a night, but for who did which job, and at which attempt."
+    with open_store(home / "store.sqlite") as store:
+        tables = {name: store.read(name) for name in ("observations", "predictions", "outcomes", "decisions")}
+    jobs = tables["decisions"]["kind"].eq("job")
+    tables["jobs"], tables["decisions"] = tables["decisions"].loc[jobs, ["id", "at", "subject", "why"]], tables["decisions"][~jobs]
+    found = {name: table.sort_values(list(table.columns[:2]), ignore_index=True) for name, table in tables.items()}
+    files = {name: (home / name).read_text() for name in ("desk.jsonl", "shift.jsonl", "deployed/history.jsonl", "deployed/lines.json")}
+    return found, files, deployed_versions(home / "deployed")
+
+
+def assert_same(home, other):
+    (tables, files, versions), (others, other_files, other_versions) = on_record(home), on_record(other)
+    for name, table in tables.items():
+        pd.testing.assert_frame_equal(table, others[name], obj=name)
+    assert (files, versions) == (other_files, other_versions)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(morning, obeyed):
+    "The night as nothing happens to it; beside it, the same with the retraining still to come."
+    @cache
+    def nights(learn):
+        evening = shutil.copytree(morning, morning.with_name(f"evening-{learn}"))
+        assert obeyed(evening, "", jobs=mortal.EVENING, here=True) == [0]
+        over = shutil.copytree(evening, morning.with_name(f"over-{learn}"))
+        assert obeyed(over, "", learn=learn) == [0]
+        return evening, over
+    return nights
+
+
+def test_an_undisturbed_night_leaves_something_of_everything(undisturbed):
+    "So that what is compared below is not nothing."
+    (tables, files, versions), day = on_record(undisturbed(False)[1]), 1440
+    assert len(tables["observations"]) == 2 * (9 * day + 30) - 20
+    assert len(tables["predictions"]) == 2 * 1.5 * day - 20, "all that is looked back on"
+    assert len(tables["outcomes"]) > 6 * day
+    assert tables["decisions"]["kind"].value_counts().to_dict() == {"request": 2, "monitoring": 2, "alert": 1, "retraining": 2, "plan": 2, "promotion": 2}
+    assert set(tables["jobs"]["why"]) == {"done"} and len(tables["jobs"]) == 6
+    assert files["desk.jsonl"] == files["shift.jsonl"] and "HUB2/silent" in files["desk.jsonl"]
+    assert len(files["deployed/history.jsonl"].splitlines()) == 4 and len(versions) == 2
+
+
+def test_killed_in_the_middle_of_every_step_of_one_night(morning, undisturbed, obeyed, tmp_path):
+    "The short form: training is a stand-in, and one night dies of everything, one after the other."
+    home, points = shutil.copytree(morning, tmp_path / "home"), [p for p in mortal.POINTS if p not in mortal.LONG]
+    assert obeyed(home, *points, "") == [*[-signal.SIGKILL] * len(points), 0]
+    assert_same(home, undisturbed(False)[1])
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("point", mortal.POINTS)
+def test_killed_at_one_point_the_night_is_as_if_nothing_had_been(morning, undisturbed, obeyed, tmp_path, point):
+    evening, over = undisturbed(True)
+    home = shutil.copytree(evening if point in mortal.AFTER_EVENING else morning, tmp_path / "home")
+    assert obeyed(home, point, "", learn=True) == [-signal.SIGKILL, 0]
+    assert_same(home, over)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("seed", [0, 1])
+def test_killed_at_any_moment_the_night_is_as_if_nothing_had_been(morning, undisturbed, obeyed, tmp_path, seed):
+    home, moments = shutil.copytree(morning, tmp_path / "home"), np.random.default_rng(seed).uniform(0.1, 6, 8)
+    ended = [obeyed(home, "", learn=True, after_s=float(after_s))[0] for after_s in moments]
+    assert ended.count(-signal.SIGKILL) >= 3 and obeyed(home, "", learn=True) == [0]
+    assert_same(home, undisturbed(True)[1])
+
+
+# ---- the same, of a retraining by the pipeline
+
+OPERATOR = """
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from amhs import operate
+
+# beforehand
+operation = SimpleNamespace(params=operate.OperateParams(profile="smoke"))
+print(operate.retrain_apart(operation, "HUB1", {}, datetime(2026, 3, 2, 0, 30, tzinfo=UTC)))
+"""
+HANGS_ONCE = """
+import os, time
+from pathlib import Path
+
+said = Path("STAGE.txt").resolve()
+with open(said, "a") as f: print(os.getpid(), os.getppid(), file=f)
+if len(said.read_text().splitlines()) == 1: time.sleep(300)
+"""
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    "A project of notebooks that take a second each, its business defined."
+    for key in ("AMHS_RUNS", "AMHS_DATA", "AMHS_PARAMS", "AMHS_SITES", "AMHS_LANG"):
+        monkeypatch.delenv(key, raising=False)
+    monkeypatch.setenv("AMHS_ROOT", str(tmp_path))
+    monkeypatch.setenv("AMHS_STORE", f"sqlite:///{tmp_path}/store.sqlite")
+    make_project(tmp_path)
+    assert runs.run_pipeline("develop", "smoke", last="business", manner=runs.Manner(show=runs.Reporter(lambda line: None))).exit_code == 0
+    return tmp_path
+
+
+def is_over(pid):
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def killed_in(folder, stage, operator=OPERATOR):
+    "Operate until a stage is at work, then kill -9 the operator; what it started must end with it."
+    operator = subprocess.Popen([sys.executable, "-c", operator], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    said, end = folder / f"{stage}.txt", time.monotonic() + 90
+    while not said.exists() or not said.read_text().endswith("\n"):
+        assert operator.poll() is None and time.monotonic() < end, operator.stderr.read()[-2000:]
+        time.sleep(0.05)
+    family = [int(pid) for pid in said.read_text().split()] + [p.pid for p in psutil.Process(operator.pid).children(recursive=True)]
+    operator.kill()
+    operator.communicate()
+    while not all(map(is_over, family)):
+        assert time.monotonic() < end, "a retraining outlived its operator"
+        time.sleep(0.05)
+
+
+def test_a_retraining_ends_with_whoever_started_it(tmp_path, monkeypatch):
+    "The short form: one process instead of a pipeline."
+    monkeypatch.setenv("AMHS_ROOT", str(tmp_path))
+    command = f"operate.pipeline_command = lambda *_: [{sys.executable!r}, '-c', {HANGS_ONCE.replace('STAGE', 'work')!r}]"
+    killed_in(tmp_path, "work", OPERATOR.replace("# beforehand", command))
+
+
+@pytest.mark.full
+def test_killed_in_the_middle_of_each_stage_a_retraining_goes_on_from_there(toy):
+    stages = PIPELINES["retrain"]
+    for stage in stages:
+        write_stage(toy, stage, HANGS_ONCE.replace("STAGE", stage))
+    for stage in stages:
+        killed_in(toy, stage)
+    done = subprocess.run([sys.executable, "-c", OPERATOR], cwd=toy, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [len((toy / f"{stage}.txt").read_text().splitlines()) for stage in stages] == [2] * len(stages), "begun twice, and no more"
+    run, = (toy / "runs").glob("retrain-HUB1-*")
+    manifests = [read_json(run / find_stage(stage).folder / "manifest.json") for stage in PIPELINES["retrain"]]
+    assert read_json(run / "run.json")["status"] == "finished" and {m["status"] for m in manifests} == {"finished"}
+    began = [m["started"] for m in manifests]
+    assert began == sorted(began), "no stage ran again after a later one"
 
 
 # ---- days off, gaps, late telemetry

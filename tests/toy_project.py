@@ -17,9 +17,12 @@ def _cell(kind: str, ident: str, source: str, tags=()) -> dict:
     return {"cell_type": kind, "id": ident, "metadata": {"tags": list(tags)}, "source": source, **code}
 
 
+DECIDES_NOTHING = '{"toy": "%s", "role": "none", "verdict": "refuse"}'  # what the command line reads of a deployment and of a promotion
+
+
 def _hand_over(name: str) -> str:
     stage = find_stage(name)
-    lines = [f"run.output({o!r}).write_text('{name} {o} ' + str(run.seed))" for o in stage.outputs]
+    lines = [f"run.output({o!r}).write_text({DECIDES_NOTHING if o.endswith('.json') else '%s'!r} % ('{name} {o} ' + str(run.seed)))" for o in stage.outputs]
     lines += [f"run.document({d.name!r}, **{{p: figure for p in placeholders({d.name!r}, 'en')}})" for d in stage.deliverables]
     lines += [f"run.gate({g!r}, 1.0, 0.5, why='a toy')" for g in stage.gates]
     return "\n".join(lines)
