@@ -7,7 +7,7 @@ __all__ = ['OUTPUTS', 'DEEPEST', 'FLIGHT', 'HIGHEST', 'BLOCK', 'ENGINES', 'Trees
            'finished', 'Engine', 'Original', 'Boosters', 'Merged', 'Onnx', 'Perfect', 'fill_up', 'Forest',
            'make_engine', 'seal', 'unseal', 'load_engine']
 
-# %% ../nbs/lib/15_engines.ipynb #1d58521d
+# %% ../nbs/lib/15_engines.ipynb #9556eb22
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,18 +22,19 @@ from .config import CLASSES, TARGETS
 from .core import InputError, ModelError, ParameterError, nearest, read_json, sha256_file, sha256_json, write_json
 from .features import higher, lower
 from .model import NOW, Boosted, Forecaster, load_model
+from .smooth import Smooth, no_smooth, passed_on, read_smooth, smooth_row, widened, write_smooth
 
 # %% ../nbs/lib/15_engines.ipynb #5207321e
 OUTPUTS = len(TARGETS) + len(CLASSES)
 
-# %% ../nbs/lib/15_engines.ipynb #16adb85d
+# %% ../nbs/lib/15_engines.ipynb #918848df
 class Trees(NamedTuple):
     "All trees of a forecaster, node after node"
     first: np.ndarray  # int64 (trees,), each tree's root
     output: np.ndarray  # int64 (trees,), the output it adds to
     left: np.ndarray  # int64 (nodes,), where a smaller value goes; -1: a leaf
     right: np.ndarray  # int64 (nodes,)
-    feature: np.ndarray  # int64 (nodes,), position among the forecaster's features
+    feature: np.ndarray  # int64 (nodes,), position in a row of the forecaster's features and its smooth forecasts
     value: np.ndarray  # float32 (nodes,), what a feature is compared with, or what a leaf adds
     missing_left: np.ndarray  # bool (nodes,), where a missing value goes
     weight: np.ndarray  # float32 (nodes,), how much of the training passed here
@@ -72,7 +73,7 @@ def _nodes(
     inner, before = found["left"] >= 0, np.repeat(first, sizes)
     return found | {side: np.where(inner, found[side] + before, -1) for side in ("left", "right")} | {"first": first}
 
-# %% ../nbs/lib/15_engines.ipynb #c0893c5a
+# %% ../nbs/lib/15_engines.ipynb #151d44a7
 def read_trees(
     forecaster: Boosted,  # trained
 ) -> Trees:  # those of one output stand together, in the order they were grown
@@ -84,7 +85,7 @@ def read_trees(
         grown += [(start[head] + group, tree) for group, tree in zip(model["tree_info"], model["trees"], strict=True)]
     grown.sort(key=lambda pair: pair[0])
     found = _nodes([tree for _, tree in grown])
-    reads = np.array([forecaster.features.index(name) for name in forecaster.used])
+    reads = np.array(forecaster._at())
     found |= {"feature": reads[found["feature"].astype("int64")], "output": np.array([o for o, _ in grown]), "base": base}
     return Trees(**{name: found[name].astype(kind) for name, kind in _KINDS.items()})
 
@@ -183,7 +184,7 @@ def finished(
     _finish_rows(finish, flat, np.ascontiguousarray(now, "float32"), out)
     return out
 
-# %% ../nbs/lib/15_engines.ipynb #fdaf0a2b
+# %% ../nbs/lib/15_engines.ipynb #422083bf
 class Engine:
     "A way to compute a forecaster's margins"
     kind = ""  # its name in `ENGINES`
@@ -194,8 +195,9 @@ class Engine:
         features: Sequence[str],  # names, in the order of the columns it is given
         horizons: Sequence[int],  # minutes ahead
         finish: Finish,
+        smooth: Smooth | None = None,  # what the trees start from; None: nothing
     ):
-        self.features, self.horizons, self.finish = tuple(features), tuple(horizons), finish
+        self.features, self.horizons, self.finish, self.smooth = tuple(features), tuple(horizons), finish, smooth or no_smooth()
 
 # %% ../nbs/lib/15_engines.ipynb #4d5871a9
 @patch
@@ -293,13 +295,18 @@ def _margins(self: Boosters, X: np.ndarray) -> np.ndarray:
         out[:, start[head] : start[head] + said.shape[1]] = said
     return out
 
-# %% ../nbs/lib/15_engines.ipynb #2e28e583
+# %% ../nbs/lib/15_engines.ipynb #5b9c272f
+def _about(forecaster: Boosted) -> tuple:
+    "What an engine is made of beside its trees."
+    return forecaster.features, forecaster.horizons, read_finish(forecaster), forecaster.smooth
+
+# %% ../nbs/lib/15_engines.ipynb #7d54721b
 class Merged(Engine):
     "All trees in one booster"
     kind, note = "merged", "one XGBoost booster"
 
-    def __init__(self, features, horizons, finish, booster: "xgboost.Booster", reads: Sequence[int]):
-        super().__init__(features, horizons, finish)
+    def __init__(self, features, horizons, finish, smooth, booster: "xgboost.Booster", reads: Sequence[int]):
+        super().__init__(features, horizons, finish, smooth)
         self.booster, self.reads = booster, list(reads)
         booster.set_param({"nthread": 1})
 
@@ -321,29 +328,28 @@ def _merged_json(
     model["gbtree_model_param"] |= {"num_trees": str(len(grown))}
     return whole
 
-# %% ../nbs/lib/15_engines.ipynb #6623beb1
+# %% ../nbs/lib/15_engines.ipynb #774e6732
 def _merge(forecaster: Boosted) -> Merged:
     "Build the engine `merged`."
     import xgboost as xgb
 
     booster = xgb.Booster(model_file=bytearray(json.dumps(_merged_json(forecaster)), "utf-8"))
-    reads = [forecaster.features.index(name) for name in forecaster.used]
-    return Merged(forecaster.features, forecaster.horizons, read_finish(forecaster), booster, reads)
+    return Merged(*_about(forecaster), booster, forecaster._at())
 
-# %% ../nbs/lib/15_engines.ipynb #14a9f762
+# %% ../nbs/lib/15_engines.ipynb #2f260fa4
 @patch
 def _margins(self: Merged, X: np.ndarray) -> np.ndarray:
-    return self.booster.inplace_predict(X[:, self.reads], predict_type="margin")
+    return self.booster.inplace_predict(widened(self.smooth, X)[:, self.reads], predict_type="margin")
 
-# %% ../nbs/lib/15_engines.ipynb #42882d9e
+# %% ../nbs/lib/15_engines.ipynb #a23f54e6
 class Onnx(Engine):
     "All trees in one ONNX graph"
     kind, note = "onnx", "one ONNX graph, ONNX Runtime"
 
-    def __init__(self, features, horizons, finish, graph: bytes):
+    def __init__(self, features, horizons, finish, smooth, graph: bytes):
         import onnxruntime as ort
 
-        super().__init__(features, horizons, finish)
+        super().__init__(features, horizons, finish, smooth)
         options = ort.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         self.graph, self.session = graph, ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
@@ -363,7 +369,7 @@ def _onnx_attributes(
     leaf = {"treeids": tree[~inner], "nodeids": place[~inner], "ids": trees.output[tree[~inner]], "weights": trees.value[~inner]}
     return {f"nodes_{k}": v.tolist() for k, v in node.items()} | {f"target_{k}": v.tolist() for k, v in leaf.items()}
 
-# %% ../nbs/lib/15_engines.ipynb #f568c57e
+# %% ../nbs/lib/15_engines.ipynb #522a33f2
 def _graph(forecaster: Boosted) -> bytes:
     "A forecaster's trees as an ONNX model."
     from onnx import TensorProto, checker, helper
@@ -371,22 +377,23 @@ def _graph(forecaster: Boosted) -> bytes:
     trees = read_trees(forecaster)
     node = helper.make_node("TreeEnsembleRegressor", ["x"], ["margins"], domain="ai.onnx.ml", n_targets=len(trees.base), aggregate_function="SUM",
                             post_transform="NONE", base_values=trees.base.tolist(), **_onnx_attributes(trees))
-    shapes = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [None, k]) for n, k in (("x", len(forecaster.features)), ("margins", len(trees.base)))]
+    width = len(forecaster.features) + len(forecaster.smooth.base)
+    shapes = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [None, k]) for n, k in (("x", width), ("margins", len(trees.base)))]
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
     model = helper.make_model(helper.make_graph([node], "forest", shapes[:1], shapes[1:]), opset_imports=opsets, ir_version=8)
     checker.check_model(model)
     return model.SerializeToString()
 
-# %% ../nbs/lib/15_engines.ipynb #7298ad60
+# %% ../nbs/lib/15_engines.ipynb #aa852c66
 @patch
 def _margins(self: Onnx, X: np.ndarray) -> np.ndarray:
-    return self.session.run(None, {"x": X})[0]
+    return self.session.run(None, {"x": widened(self.smooth, X)})[0]
 
 def _convert(forecaster: Boosted) -> Onnx:
     "Build the engine `onnx`."
-    return Onnx(forecaster.features, forecaster.horizons, read_finish(forecaster), _graph(forecaster))
+    return Onnx(*_about(forecaster), _graph(forecaster))
 
-# %% ../nbs/lib/15_engines.ipynb #c7019cb6
+# %% ../nbs/lib/15_engines.ipynb #a495ddc1
 class Perfect(NamedTuple):
     "Trees filled up to the same depth, fit for a kernel"
     nodes: np.ndarray  # uint16 or uint32 (trees * 2**depth,), slot and rank; the root of a tree is its second
@@ -395,7 +402,7 @@ class Perfect(NamedTuple):
     ends: np.ndarray  # int64 (outputs + 1,), first tree of each output, and the end
     base: np.ndarray  # float32 (outputs,)
     cuts: np.ndarray  # float32 (features read, most thresholds), rising, filled up with infinity
-    reads: np.ndarray  # int64 (features read,), positions among the forecaster's features
+    reads: np.ndarray  # int64 (features read,), positions in a row of features and smooth forecasts
     depth: int
     shift: int  # bits of a rank
 
@@ -516,13 +523,16 @@ def _sum_row(forest, ranks, at, out):
                 total += forest.leaves[((first + k) << forest.depth) + np.int64(at[k]) - size]
         out[o] = total
 
-# %% ../nbs/lib/15_engines.ipynb #a3896c40
+# %% ../nbs/lib/15_engines.ipynb #1ac89fd4
 @njit(nogil=True, cache=True, error_model="numpy")
-def _forecast_row(forest, finish, x, out):
+def _forecast_row(forest, finish, smooth, x, out):
     "From one row of features to its forecast."
+    n, wide = len(x), np.empty(len(x) + len(smooth.base), np.float32)
+    wide[:n] = x
+    smooth_row(smooth, x, np.empty(len(smooth.base)), wide[n:])
     ranks, at = np.empty(2 * len(forest.reads) + 1, np.int32), np.empty(FLIGHT, np.uint32)
     margins = np.empty(len(forest.base), np.float64)
-    _rank(forest, x, ranks)
+    _rank(forest, wide, ranks)
     _sum_row(forest, ranks, at, margins)
     _finish_row(finish, margins, x[finish.now], out)
 
@@ -568,27 +578,27 @@ def _sum_rows(forest, X, out):
             _rank(forest, X[first + i], ranks[i])
         _sum_block(forest, ranks, rows, at, totals, out[first : first + rows])
 
-# %% ../nbs/lib/15_engines.ipynb #4422dced
+# %% ../nbs/lib/15_engines.ipynb #593ed6d3
 class Forest(Engine):
     "All trees in a compiled kernel"
     kind, note = "forest", "flattened trees, compiled by numba"
 
-    def __init__(self, features, horizons, finish, perfect: Perfect):
-        super().__init__(features, horizons, finish)
+    def __init__(self, features, horizons, finish, smooth, perfect: Perfect):
+        super().__init__(features, horizons, finish, smooth)
         self.perfect = perfect
 
-# %% ../nbs/lib/15_engines.ipynb #0cd46add
+# %% ../nbs/lib/15_engines.ipynb #868d1c5f
 @patch
 def _margins(self: Forest, X: np.ndarray) -> np.ndarray:
     out = np.empty((len(X), len(self.perfect.base)), "float32")
-    _sum_rows(self.perfect, X, out)
+    _sum_rows(self.perfect, widened(self.smooth, X), out)
     return out
 
 def _flatten(forecaster: Boosted) -> Forest:
     "Build the engine `forest`."
-    return Forest(forecaster.features, forecaster.horizons, read_finish(forecaster), fill_up(read_trees(forecaster)))
+    return Forest(*_about(forecaster), fill_up(read_trees(forecaster)))
 
-# %% ../nbs/lib/15_engines.ipynb #f733e7e8
+# %% ../nbs/lib/15_engines.ipynb #e999b057
 @patch
 def forecast(
     self: Forest,
@@ -598,7 +608,7 @@ def forecast(
     if x.shape != (len(self.features),):
         raise InputError(f"a row of {len(self.features)} features is needed", got=x.shape, fix="give them in the engine's order")
     out = np.empty(1 + len(self.perfect.base), np.float32)
-    _forecast_row(self.perfect, self.finish, np.ascontiguousarray(x, "float32"), out)
+    _forecast_row(self.perfect, self.finish, self.smooth, np.ascontiguousarray(x, "float32"), out)
     return out
 
 # %% ../nbs/lib/15_engines.ipynb #ac9316ec
@@ -626,7 +636,7 @@ def _weigh_row(forest, x, output, out):
                 out[forest.reads[slot if slot < reads else slot - reads]] += there - here
             here = there
 
-# %% ../nbs/lib/15_engines.ipynb #131c9fe7
+# %% ../nbs/lib/15_engines.ipynb #dea04909
 @patch
 def weigh(
     self: Forest,
@@ -634,9 +644,11 @@ def weigh(
     output: int,  # position of the output
 ) -> np.ndarray:  # float64 (features,), in the output's unit
     "What each feature adds to one output, following the row's path through every tree."
-    out = np.zeros(len(self.features))
-    _weigh_row(self.perfect, np.ascontiguousarray(x, "float32"), output, out)
-    return out
+    X = np.ascontiguousarray(x, "float32")[None]
+    wide = widened(self.smooth, X)
+    booked = np.zeros(wide.shape)
+    _weigh_row(self.perfect, wide[0], output, booked[0])
+    return passed_on(self.smooth, X, booked)[0]
 
 # %% ../nbs/lib/15_engines.ipynb #6c664bd2
 ENGINES = {"boosters": Boosters, "merged": Merged, "onnx": Onnx, "forest": Forest}
@@ -710,7 +722,7 @@ def _write(self: Forest, folder: Path) -> dict:
     np.savez(folder / "forest.npz", **self.perfect._asdict())
     return {}
 
-# %% ../nbs/lib/15_engines.ipynb #dd8d4eee
+# %% ../nbs/lib/15_engines.ipynb #dfbc6587
 @patch
 def save(
     self: Engine,
@@ -720,6 +732,7 @@ def save(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     finish = {n: v.tolist() if isinstance(v, np.ndarray) else v for n, v in self.finish._asdict().items()}
+    write_smooth(self.smooth, folder)
     seal(folder, "engine.json", {"format": 1, "kind": self.kind, "features": self.features, "horizons": self.horizons,
                                  "finish": finish, "state": self._write(folder)})
     return folder
@@ -738,7 +751,7 @@ def _read_forest(about: tuple, folder: Path, state: dict) -> Forest:
         found = {name: arrays[name] for name in Perfect._fields}
     return Forest(*about, Perfect(**found | {name: int(found[name]) for name in ("depth", "shift")}))
 
-# %% ../nbs/lib/15_engines.ipynb #d7dba651
+# %% ../nbs/lib/15_engines.ipynb #70057dd7
 def load_engine(
     folder: Path | str,  # what `save` wrote
     model: Path | str | None = None,  # the forecaster's folder; for the engines `original` and `boosters`
@@ -746,7 +759,7 @@ def load_engine(
     "Read an engine; every hash is checked first."
     card, folder = unseal(folder, "engine.json"), Path(folder)
     finish = {n: np.array(v, "float64") if isinstance(v, list) else v for n, v in card["finish"].items()}
-    about = (card["features"], card["horizons"], Finish(**finish))
+    about = (card["features"], card["horizons"], Finish(**finish), read_smooth(folder))
     if card["kind"] == "onnx":
         return Onnx(*about, (folder / "forest.onnx").read_bytes())
     if card["kind"] in ("merged", "forest"):

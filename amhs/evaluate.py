@@ -6,8 +6,8 @@
 __all__ = ['SHIFTS', 'MIXED', 'same_rows', 'Blocks', 'make_blocks', 'level_scores', 'class_scores', 'confusion', 'reliability',
            'scores_by_part', 'paired_difference', 'find_events', 'find_episodes', 'match_alarms', 'alarm_score',
            'rule_score', 'alarm_outcome', 'alarm_curve', 'choose_threshold', 'alarms_at_budgets', 'average_precision',
-           'slice_table', 'slice_scores', 'worst_slice', 'attained_share', 'attained_shares', 'future_leaks',
-           'suspicious_features', 'split_leaks', 'leak_check', 'Evaluation', 'alarm_tables', 'evaluate']
+           'slice_table', 'slice_scores', 'worst_slice', 'future_leaks', 'suspicious_features', 'split_leaks',
+           'leak_check', 'Evaluation', 'alarm_tables', 'evaluate']
 
 # %% ../nbs/lib/09_evaluate.ipynb #48551a44
 import json, math
@@ -813,32 +813,6 @@ def worst_slice(
     at = slices.query("model == @model and metric == @metric and horizon_min == @horizon_min and target == @target and n >= @min_rows")
     at = at.dropna(subset="value")
     return at.loc[at["value"].idxmin()] if len(at) else None
-
-# %% ../nbs/lib/09_evaluate.ipynb #cdefcc12
-def attained_share(
-    mae_persistence: float,  # jobs
-    mae_model: float,  # jobs
-    mae_oracle: float,  # jobs
-) -> float:  # 0: as good as persistence, 1: as good as possible; NaN when nothing can be gained
-    "Share of the possible improvement over persistence that a model attains."
-    return float(_ratio(np.float64(mae_persistence - mae_model), mae_persistence - mae_oracle))
-
-# %% ../nbs/lib/09_evaluate.ipynb #52f7b6d9
-def attained_shares(
-    forecasts: Mapping[str, pd.DataFrame],  # name -> forecast
-    oracle: pd.DataFrame,  # the oracle's forecast, usually on few rows
-    targets: pd.DataFrame,  # what then happened
-) -> pd.DataFrame:  # model, horizon_min, target, mae_persistence, mae, mae_oracle, attained, n
-    "Attained share per model, horizon and target, on the oracle's rows."
-    rows = same_rows({**forecasts, "oracle": oracle}, targets)
-    truth, found = _at(targets, rows), []
-    for h, t in ((h, t) for h in _horizons(targets) for t in TARGETS):
-        change = truth[f"change_{t}_{h}"].to_numpy("float64")
-        mae = {name: abs(_at(f, rows)[f"change_{t}_{h}"] - change).mean() for name, f in {**forecasts, "": oracle}.items()}
-        still, least = abs(change).mean(), mae.pop("")
-        found += [{"model": model, "horizon_min": h, "target": t, "mae_persistence": still, "mae": error, "mae_oracle": least,
-                   "attained": attained_share(still, error, least), "n": len(rows)} for model, error in mae.items()]
-    return pd.DataFrame(found)
 
 # %% ../nbs/lib/09_evaluate.ipynb #b45bda18
 def _other_future(

@@ -424,22 +424,24 @@ def _hub_queue() -> dict[str, Node]:
 # %% ../nbs/lib/05_features.ipynb #13bc4df9
 HUB_DETAIL_GROUPS = ("storage", "floor_storage", "hub", "command", "queue", "hub_queue", "fab_queue")
 
-# %% ../nbs/lib/05_features.ipynb #3f7c1388
+# %% ../nbs/lib/05_features.ipynb #9bf7c86b
 def _hub_detail(
     name: str,  # a column
 ) -> dict[str, Node]:
     "Level and change of one column."
     w = _column(name)
-    return {f"{name}_last": w.last(), f"{name}_mean_5": w.mean(5), f"{name}_change_10": w.mean(5) - w.mean(5, lag=10),
+    return {f"{name}_last": w.last(), f"{name}_change_1": w.last() - w.last(lag=1), f"{name}_mean_5": w.mean(5),
+            f"{name}_change_5": w.mean(5) - w.mean(5, lag=5), f"{name}_change_10": w.mean(5) - w.mean(5, lag=10),
             f"{name}_above_60": w.mean(5) - w.mean(60), f"{name}_slope_30": w.slope(30)}
 
-# %% ../nbs/lib/05_features.ipynb #445e52f4
+# %% ../nbs/lib/05_features.ipynb #26fb020b
 def _hub_flow(
     name: str,  # an inflow or outflow
 ) -> dict[str, Node]:
     "Level and change of one flow."
     w = _column(name)
-    return {f"{name}_mean_5": w.mean(5), f"{name}_mean_15": w.mean(15), f"{name}_above_60": w.mean(15) - w.mean(60)}
+    return {f"{name}_last": w.last(), f"{name}_mean_5": w.mean(5), f"{name}_change_5": w.mean(5) - w.mean(5, lag=5),
+            f"{name}_mean_15": w.mean(15), f"{name}_above_60": w.mean(15) - w.mean(60)}
 
 # %% ../nbs/lib/05_features.ipynb #9c46d360
 def _hub_balance() -> dict[str, Node]:

@@ -7,7 +7,7 @@ __all__ = ['NOW', 'MODELS', 'heads', 'align', 'ordered', 'surge_class', 'pick_de
            'Forecaster', 'Persistence', 'Linear', 'Boosted', 'informative', 'calibrated', 'log_loss', 'fit_calibration',
            'ModelKind', 'make_model', 'load_model']
 
-# %% ../nbs/lib/08_model.ipynb #14ff8c46
+# %% ../nbs/lib/08_model.ipynb #3a0573b3
 import json, os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +27,7 @@ from pydantic import Field
 
 from .config import CLASSES, HORIZONS_MIN, TARGETS, Count, Feature, Frozen, Share, checked
 from .core import InputError, ModelError, ParameterError, atomic_path, nearest, read_json, sha256_file, sha256_json
+from .smooth import Smooth, fit_smooth, no_smooth, passed_on, read_smooth, widened, write_smooth
 
 # %% ../nbs/lib/08_model.ipynb #75024d47
 def heads(
@@ -34,6 +35,11 @@ def heads(
 ) -> list[str]:  # names of target columns, in a fixed order
     "The target columns that a full set of models answers."
     return [name for h in horizons for name in (*(f"change_{t}_{h}" for t in TARGETS), f"surge_class_{h}")]
+
+# %% ../nbs/lib/08_model.ipynb #c71dd589
+def _changes(horizons: Sequence[int]) -> list[str]:
+    "The heads that are changes."
+    return [head for head in heads(horizons) if head.startswith("change")]
 
 # %% ../nbs/lib/08_model.ipynb #eed34ec5
 def align(
@@ -139,7 +145,7 @@ def pick_device(
                          fix="use device=cpu or auto, or install the `gpu` extra on a machine with a GPU")
     return "cuda" if wanted != "cpu" and _cuda_answers() else "cpu"
 
-# %% ../nbs/lib/08_model.ipynb #56fa9d35
+# %% ../nbs/lib/08_model.ipynb #73c0630c
 class Boosting(Frozen):
     "Hyper-parameters of an XGBoost forecaster; the defaults are V8's."
 
@@ -161,10 +167,12 @@ class Boosting(Frozen):
     early_stopping: int = Field(0, ge=0)  # rounds without gain on validation; 0: never stop early
     calibrate: bool = False  # fit the probabilities to the validation block
     ordered: bool = False  # make the forecasts agree with each other
+    smooth: bool = False  # the trees also read a smooth forecast of every change
+    rows: int = Field(0, ge=0)  # that the trees learn from at most, evenly spaced; 0: all
     device: Literal["auto", "cpu", "cuda"] = "auto"
     jobs: int = Field(0, ge=0)  # heads trained at once, one thread each; 0: as many as there are cores
 
-# %% ../nbs/lib/08_model.ipynb #e5544791
+# %% ../nbs/lib/08_model.ipynb #28225e22
 class Hub(Boosting):
     "Hyper-parameters of the `hub` model."
 
@@ -181,6 +189,8 @@ class Hub(Boosting):
     early_stopping: int = Field(40, ge=0)
     calibrate: bool = True
     ordered: bool = True
+    smooth: bool = True
+    rows: int = Field(100_000, ge=0)
 
 # %% ../nbs/lib/08_model.ipynb #2a968efd
 class Plain(Frozen):
@@ -363,7 +373,7 @@ def _moments(X: np.ndarray) -> dict[str, np.ndarray]:
     found = {"median": np.nanmedian(X, axis=0), "mean": np.nanmean(X, axis=0, dtype=np.float64), "std": np.where(std > 1e-9, std, 1)}
     return {name: values.astype(np.float32) for name, values in found.items()}
 
-# %% ../nbs/lib/08_model.ipynb #6ff8e6d6
+# %% ../nbs/lib/08_model.ipynb #b0e13646
 @patch
 def _learn(self: Linear, X: np.ndarray, targets: pd.DataFrame, valid: tuple | None) -> None:
     "Solve the ridge regressions and the logistic regressions."
@@ -371,7 +381,7 @@ def _learn(self: Linear, X: np.ndarray, targets: pd.DataFrame, valid: tuple | No
 
     few = X[:: max(1, len(X) // self.hyper.class_rows)]
     self.weights = _moments(few)
-    changes = [c for c in heads(self.horizons) if c.startswith("change")]
+    changes = _changes(self.horizons)
     ridge = Ridge(alpha=self.hyper.ridge, solver="cholesky").fit(self._standard(X), targets[changes].to_numpy())
     self.weights |= {"coef": ridge.coef_.astype(np.float32), "intercept": ridge.intercept_.astype(np.float32)}
     Z = self._standard(few)
@@ -410,21 +420,22 @@ def _answer(self: Linear, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     probs = [_softmax(Z @ w[f"coef_{h}"].T + w[f"intercept_{h}"]) for h in self.horizons]
     return changes, np.stack(probs, axis=1)
 
-# %% ../nbs/lib/08_model.ipynb #96eed5e7
+# %% ../nbs/lib/08_model.ipynb #4769aab3
 @patch
 def _weigh(self: Linear, X: np.ndarray, head: str, klass: int | None) -> np.ndarray:
     "A feature's contribution is its coefficient times its value."
     Z, w, h = self._standard(X), self.weights, head.rpartition("_")[2]
-    row = klass if klass is not None else [c for c in heads(self.horizons) if c.startswith("change")].index(head)
+    row = klass if klass is not None else _changes(self.horizons).index(head)
     coef, intercept = (w["coef"], w["intercept"]) if klass is None else (w[f"coef_{h}"], w[f"intercept_{h}"])
     return np.column_stack([Z * coef[row], np.full(len(X), intercept[row])])
 
-# %% ../nbs/lib/08_model.ipynb #9c6b396a
+# %% ../nbs/lib/08_model.ipynb #984a4b7d
 class Boosted(Forecaster):
     "Gradient boosted trees: a booster per head."
 
     boosters: dict[str, "xgboost.Booster"]  # per head
-    used: list[str]  # the features that the boosters read
+    smooth: Smooth  # what they start from; without an output if they start from nothing
+    used: list[str]  # the columns that the boosters read: features and smooth forecasts
     calibration: dict[str, dict]  # per classifier: scale and bias
 
 # %% ../nbs/lib/08_model.ipynb #b91ceff7
@@ -539,17 +550,50 @@ def _workers(self: Boosted, device: str) -> int:
     "Heads trained at once; a GPU is busy enough with one."
     return 1 if device == "cuda" else min(self.hyper.jobs or _cores(), len(heads(self.horizons)))
 
-# %% ../nbs/lib/08_model.ipynb #0dc65aff
+# %% ../nbs/lib/08_model.ipynb #95d33b0b
+@patch
+def _start(self: Boosted, X: np.ndarray, targets: pd.DataFrame) -> np.ndarray:
+    "Choose the columns that the boosters read, fit the smooth forecast; the training rows as the boosters read them."
+    columns, self.smooth = informative(X), no_smooth()
+    self.used = [self.features[i] for i in columns]
+    if not self.hyper.smooth:
+        return X[:, columns]
+    changes = _changes(self.horizons)
+    rank = targets.index.get_level_values("timestamp").argsort().argsort()
+    self.smooth, left_out = fit_smooth(X, targets[changes].to_numpy(), columns, rank)
+    self.used += [f"smooth_{head}" for head in changes]
+    return np.concatenate([X[:, columns], left_out], axis=1)
+
+# %% ../nbs/lib/08_model.ipynb #d996d7b3
+@patch
+def _at(self: Boosted) -> list[int]:
+    "Where the columns that the boosters read stand in a row widened by the smooth forecasts."
+    wide = {name: i for i, name in enumerate([*self.features, *(f"smooth_{head}" for head in _changes(self.horizons))])}
+    return [wide[name] for name in self.used]
+
+# %% ../nbs/lib/08_model.ipynb #f31fdacc
+@patch
+def _columns(self: Boosted, X: np.ndarray) -> np.ndarray:
+    "Rows as the boosters read them."
+    return widened(self.smooth, X)[:, self._at()]
+
+# %% ../nbs/lib/08_model.ipynb #65821e08
+@patch
+def _every(self: Boosted, n: int) -> int:
+    "The trees learn from every so manieth row."
+    return -(-n // self.hyper.rows) if self.hyper.rows else 1
+
+# %% ../nbs/lib/08_model.ipynb #9c007270
 @patch
 def _learn(self: Boosted, X: np.ndarray, targets: pd.DataFrame, valid: tuple[np.ndarray, pd.DataFrame] | None) -> None:
     "Train all heads on shared bins, then calibrate the classifiers."
     device = pick_device(self.hyper.device)
-    columns, workers = informative(X), self._workers(device)
-    self.used = [self.features[i] for i in columns]
-    X_valid, targets_valid = (None, None) if valid is None else (valid[0][:, columns], valid[1])
-    desks = _desks(X[:, columns], X_valid if self.hyper.early_stopping else None, self.hyper.bins, workers)
+    X, workers, every = self._start(X, targets), self._workers(device), self._every(len(X))
+    X_valid, targets_valid = (None, None) if valid is None else (self._columns(valid[0]), valid[1])
+    desks = _desks(X[::every], X_valid[::every] if self.hyper.early_stopping and valid else None, self.hyper.bins, workers)
     order = sorted(heads(self.horizons), key=lambda head: head.startswith("change"))
-    tasks = [self._task(head, device, _cores() if device == "cuda" else 1, targets, targets_valid) for head in order]
+    few = targets.iloc[::every], None if valid is None else targets_valid.iloc[::every]
+    tasks = [self._task(head, device, _cores() if device == "cuda" else 1, *few) for head in order]
     with ThreadPoolExecutor(workers) as pool:
         self.boosters = dict(zip(order, pool.map(lambda task: _boost(desks, task), tasks), strict=True))
     self._settle(device, workers)
@@ -626,12 +670,6 @@ def _margins(booster: "xgboost.Booster", X: np.ndarray) -> np.ndarray:
     booster.set_param({"nthread": _cores() if len(X) > 256 else 1})
     return booster.inplace_predict(X, predict_type="margin")
 
-# %% ../nbs/lib/08_model.ipynb #08b1b222
-@patch
-def _columns(self: Boosted, X: np.ndarray) -> np.ndarray:
-    "The columns that the boosters read."
-    return X[:, [self.features.index(name) for name in self.used]]
-
 # %% ../nbs/lib/08_model.ipynb #7d383382
 @patch
 def _answer(self: Boosted, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -647,7 +685,7 @@ def _answer(self: Boosted, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _decides_by(self: Boosted) -> dict[str, list[float]]:
     return self.shares if self.hyper.calibrate else {}
 
-# %% ../nbs/lib/08_model.ipynb #33e39651
+# %% ../nbs/lib/08_model.ipynb #3ef12cc0
 @patch
 def _weigh(self: Boosted, X: np.ndarray, head: str, klass: int | None) -> np.ndarray:
     "SHAP contributions (rows, features + base); features no booster reads contribute nothing."
@@ -655,9 +693,9 @@ def _weigh(self: Boosted, X: np.ndarray, head: str, klass: int | None) -> np.nda
 
     said = self.boosters[head].predict(xgb.DMatrix(self._columns(X)), pred_contribs=True)
     said = said if klass is None else said[:, klass]
-    full = np.zeros((len(X), len(self.features) + 1), np.float32)
-    full[:, [*(self.features.index(name) for name in self.used), -1]] = said
-    return full
+    wide = np.zeros((len(X), len(self.features) + len(self.smooth.base)))
+    wide[:, self._at()] = said[:, :-1]
+    return np.concatenate([passed_on(self.smooth, X, wide), said[:, -1:]], axis=1, dtype=np.float32)
 
 # %% ../nbs/lib/08_model.ipynb #5936231d
 @dataclass(frozen=True)
@@ -727,11 +765,12 @@ def _write(self: Linear, folder: Path) -> dict:
     np.savez(folder / "weights.npz", **self.weights)
     return {}
 
-# %% ../nbs/lib/08_model.ipynb #93059212
+# %% ../nbs/lib/08_model.ipynb #e5fcd202
 @patch
 def _write(self: Boosted, folder: Path) -> dict:
     for head, booster in self.boosters.items():
         booster.save_model(folder / f"{head}.ubj")
+    write_smooth(self.smooth, folder)
     return {"used": self.used, "calibration": self.calibration}
 
 # %% ../nbs/lib/08_model.ipynb #e3ddb1aa
@@ -796,12 +835,12 @@ def _read(self: Linear, folder: Path, state: dict) -> None:
     with np.load(folder / "weights.npz", allow_pickle=False) as arrays:
         self.weights = dict(arrays)
 
-# %% ../nbs/lib/08_model.ipynb #f4f3059c
+# %% ../nbs/lib/08_model.ipynb #4491a135
 @patch
 def _read(self: Boosted, folder: Path, state: dict) -> None:
     import xgboost as xgb
 
-    self.used, self.calibration = state["used"], state["calibration"]
+    self.used, self.calibration, self.smooth = state["used"], state["calibration"], read_smooth(folder)
     self.boosters = {head: xgb.Booster(model_file=folder / f"{head}.ubj") for head in heads(self.horizons)}
 
 # %% ../nbs/lib/08_model.ipynb #abf43fde

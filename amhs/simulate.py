@@ -113,11 +113,11 @@ def _rhythm() -> np.ndarray:
     week = np.where(minute < 5 * 1440, 1.012, 0.97)
     return np.round(_shift_factor(minute) * day * week, 6)
 
-# %% ../nbs/lib/03_simulate.ipynb #1a0f04db
+# %% ../nbs/lib/03_simulate.ipynb #9aea7448
 _STEP = np.uint64(0x9E3779B97F4A7C15)
 _MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 _S11, _S27, _S30, _S31, _S52 = (np.uint64(n) for n in (11, 27, 30, 31, 52))
-_compiled = njit(cache=True, error_model="numpy")
+_compiled = njit(cache=True, nogil=True, error_model="numpy")
 
 # %% ../nbs/lib/03_simulate.ipynb #59168c59
 @_compiled

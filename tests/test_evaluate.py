@@ -18,8 +18,6 @@ from amhs.evaluate import (
     alarm_outcome,
     alarm_score,
     alarms_at_budgets,
-    attained_share,
-    attained_shares,
     average_precision,
     choose_threshold,
     class_scores,
@@ -452,15 +450,6 @@ def test_the_worst_slice_is_named():
     assert worst_slice(table, "m")["part"] == "night"
     assert worst_slice(table, "m", min_rows=10)["part"] == "present"
     assert worst_slice(table, "another") is None
-
-
-def test_attained_share(world):
-    _, _, _, targets = world
-    assert attained_share(10, 10, 5) == 0 and attained_share(10, 5, 5) == 1 and np.isnan(attained_share(5, 4, 5))
-    table = attained_shares({"still": guess(targets, None), "good": guess(targets, 4)}, guess(targets.iloc[::50], 2), targets)
-    shares = table.query("horizon_min == 10 and target == 'avg'").set_index("model")
-    assert shares.loc["still", "attained"] == pytest.approx(0) and 0 < shares.loc["good", "attained"] < 1
-    assert set(shares["n"]) == {len(targets.iloc[::50])}
 
 
 # Leaks -------------------------------------------------------------------------------------------------------------------

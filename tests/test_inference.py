@@ -14,6 +14,7 @@ from amhs import engines as light
 from amhs.core import InputError, ModelError
 from amhs.engines import ENGINES, OUTPUTS, Finish, Trees, fill_up, finished, load_engine, make_engine, read_trees, seal, unseal
 from amhs.model import calibrated, make_model, ordered
+from amhs.smooth import no_smooth, passed_on
 
 HORIZONS = (10, 15, 25)
 KINDS = {
@@ -58,7 +59,7 @@ def odd_rows(model, rows=330):
     "Rows a model may meet: real ones, empty ones, values exactly on thresholds, next to them, and absurd ones."
     random, trees = np.random.default_rng(1), read_trees(model)
     X = np.resize(FEATURES[model.features].to_numpy(), (rows, len(model.features))).copy()
-    split = np.flatnonzero(trees.left >= 0)
+    split = np.flatnonzero((trees.left >= 0) & (trees.feature < len(model.features)))
     for i in range(60, rows):
         for node in random.choice(split, 6):
             value = trees.value[node]
@@ -111,13 +112,15 @@ def test_other_memory_layouts_are_read_right(engines, model):
 
 def test_contributions_are_xgboosts_approximate_ones_and_add_up(model, engines):
     X = odd_rows(model)[40:80]
-    at = [model.features.index(n) for n in model.used]
     for output, (head, klass) in {2: ("change_max_10", None), 9: ("surge_class_15", 0)}.items():
         theirs = model.boosters[head].predict(xgb.DMatrix(model._columns(X)), pred_contribs=True, approx_contribs=True)
         theirs = theirs if klass is None else theirs[:, klass]
+        wide = np.zeros((len(X), len(model.features) + len(model.smooth.base)))
+        wide[:, model._at()] = theirs[:, :-1]
+        passed = passed_on(model.smooth, X, wide)
         for i, x in enumerate(X):
             ours = engines["forest"].weigh(x, output)
-            assert np.allclose(ours[at], theirs[i, :-1], atol=2e-3)
+            assert np.allclose(ours, passed[i], atol=2e-3)
             assert ours.sum() + theirs[i, -1] == pytest.approx(engines["forest"].margins(X[i : i + 1]).ravel()[output], abs=5e-3)
     assert engines["onnx"].weigh(X[0], 2) is None
 
@@ -182,7 +185,7 @@ def random_trees(draw):
 
 @given(random_trees(), hnp.arrays("float32", (9, 3), elements=st.sampled_from([np.nan, -1, 0, 0.25, 0.5, 2, 3, -np.inf, np.inf]).map(np.float32)))
 def test_any_trees_are_walked_right(trees, X):
-    forest = light.Forest(["a", "b", "c"], [10], Finish(np.ones(1), np.zeros((1, 3)), False, 0), fill_up(trees))
+    forest = light.Forest(["a", "b", "c"], [10], Finish(np.ones(1), np.zeros((1, 3)), False, 0), no_smooth(), fill_up(trees))
     known = np.stack([naive(trees, x) for x in X])
     assert np.array_equal(forest.margins(X).reshape(9, 6), known)
     assert np.array_equal(forest.forecast(X[0])[1:4], known[0, :3])
@@ -201,7 +204,7 @@ def test_many_features_and_thresholds_take_wider_nodes():
                   np.ones(3 * count, "float32"), np.zeros(6, "float32"))
     perfect = fill_up(trees)
     assert perfect.nodes.dtype == np.uint32
-    forest = light.Forest([f"f{i}" for i in range(n)], [10], Finish(np.ones(1), np.zeros((1, 3)), False, 0), perfect)
+    forest = light.Forest([f"f{i}" for i in range(n)], [10], Finish(np.ones(1), np.zeros((1, 3)), False, 0), no_smooth(), perfect)
     x = np.random.default_rng(0).uniform(-5, 140, n).astype("float32")
     x[::7] = np.nan
     assert forest.margins(x[None]).ravel()[0] == naive(trees, x)[0]
