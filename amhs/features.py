@@ -434,7 +434,7 @@ def _hub_detail(
             f"{name}_change_5": w.mean(5) - w.mean(5, lag=5), f"{name}_change_10": w.mean(5) - w.mean(5, lag=10),
             f"{name}_above_60": w.mean(5) - w.mean(60), f"{name}_slope_30": w.slope(30)}
 
-# %% ../nbs/lib/05_features.ipynb #26fb020b
+# %% ../nbs/lib/05_features.ipynb #ebc14358
 def _hub_flow(
     name: str,  # an inflow or outflow
 ) -> dict[str, Node]:

@@ -706,12 +706,12 @@ class ModelKind:
     forecaster: type[Forecaster]
     hyper: type[Frozen]
 
-# %% ../nbs/lib/08_model.ipynb #8ff24d60
+# %% ../nbs/lib/08_model.ipynb #bff357a1
 MODELS = {
     "persistence": ModelKind("nothing changes; classes by majority vote", Persistence, Plain),
     "linear": ModelKind("ridge and logistic regression", Linear, Lines),
     "v8": ModelKind("the model in use: 250 trees per head, no early stopping", Boosted, Boosting),
-    "hub": ModelKind("our own: early stopping, balanced and calibrated classes", Boosted, Hub),
+    "hub": ModelKind("our own: a smooth forecast and trees on top, early stopping, balanced and calibrated classes", Boosted, Hub),
 }
 
 # %% ../nbs/lib/08_model.ipynb #b9653beb

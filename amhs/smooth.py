@@ -117,10 +117,10 @@ def _moments(
     std = np.sqrt(square / n)
     return mean, np.divide(1, std, out=np.zeros_like(std), where=std > 1e-9 * np.maximum(np.abs(mean), 1))
 
-# %% ../nbs/lib/07_smooth.ipynb #ab3081c5
+# %% ../nbs/lib/07_smooth.ipynb #67cd610e
 def _parts(rows: np.ndarray) -> list[np.ndarray]:
     "Rows in parts that fit the memory."
-    return np.array_split(rows, -(-len(rows) // _AT_ONCE))
+    return np.array_split(rows, max(1, -(-len(rows) // _AT_ONCE)))
 
 # %% ../nbs/lib/07_smooth.ipynb #e1d83310
 def _design(

@@ -1,0 +1,85 @@
+"The smooth forecast: one way to compute it, honest on rows it learns from, calm on rows nobody expected."
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from amhs.smooth import LIMIT, fit_smooth, no_smooth, passed_on, read_smooth, smooth_row, widened, write_smooth
+
+NUMBERS = st.floats(-(2.0**100), 2.0**100, width=32) | st.just(np.nan)
+
+
+@pytest.fixture(scope="module")
+def found():
+    rng = np.random.default_rng(4)
+    X = rng.normal(10, 3, size=(800, 7)).astype("float32")
+    Y = np.stack([X[:, 0] - X[:, 1], (X[:, 2] - 10) ** 2], axis=1) + rng.normal(size=(800, 2))
+    return fit_smooth(X, Y, [0, 1, 2, 4], np.arange(800))[0]
+
+
+@given(arrays("float32", (5, 7), elements=NUMBERS))
+@settings(max_examples=60, deadline=None)
+def test_a_row_alone_is_a_row_among_others_to_the_bit(found, X):
+    many = widened(found, X)
+    assert np.array_equal(many[:, :7], X, equal_nan=True) and np.isfinite(many[:, 7:]).all()
+    for x, known in zip(X, many):
+        out = np.empty(2, "float32")
+        smooth_row(found, x, np.empty(2), out)
+        assert np.array_equal(out, known[7:])
+    assert np.array_equal(widened(found, np.asfortranarray(X)), many, equal_nan=True)
+
+
+@given(arrays("float32", (3, 7), elements=NUMBERS), arrays("float64", (3, 9), elements=st.floats(-100, 100)))
+@settings(max_examples=60, deadline=None)
+def test_what_is_passed_on_adds_up(found, X, booked):
+    told = passed_on(found, X, booked)
+    assert told.shape == X.shape and np.allclose(told.sum(axis=1), booked.sum(axis=1), atol=1e-6)
+    assert np.array_equal(told[:, [3, 5, 6]], booked[:, [3, 5, 6]]), "a feature it does not read has nothing to answer for"
+
+
+def test_it_runs_away_nowhere(found):
+    "A thousand standard deviations off is as four."
+    far, near = (widened(found, np.full((1, 7), 10 + sign * s * 3, "float32"))[0, 7:] for sign in (1,) for s in (1000, LIMIT * 1.2))
+    assert np.array_equal(far, near)
+
+
+def test_noise_is_not_learnt():
+    "On targets that have nothing to do with the features the answers to left-out rows stay near the mean; a fit that had seen them would not."
+    rng = np.random.default_rng(1)
+    X, Y = rng.normal(size=(400, 80)).astype("float32"), rng.normal(size=(400, 1))
+    smooth, left_out = fit_smooth(X, Y, range(80), np.arange(400))
+    assert abs(np.corrcoef(left_out[:, 0], Y[:, 0])[0, 1]) < 0.2
+    assert left_out.std() < 0.5
+    assert np.corrcoef(widened(smooth, X)[:, 80], Y[:, 0])[0, 1] > 0.5, "or the test proves nothing"
+
+
+@pytest.mark.parametrize("rows", [1, 3, 40])
+def test_few_rows_and_useless_columns(rows):
+    "Constant, unknown and repeated columns; fewer rows than blocks."
+    rng = np.random.default_rng(2)
+    X = rng.normal(size=(rows, 6)).astype("float32")
+    X[:, 1], X[:, 2], X[:, 3] = 7, np.nan, X[:, 0]
+    smooth, left_out = fit_smooth(X, np.ones((rows, 2)) * 5, range(6), np.arange(rows))
+    assert np.isfinite(left_out).all() and np.isfinite(widened(smooth, X)[:, 6:]).all()
+    if rows == 40:
+        assert np.allclose(widened(smooth, X)[:, 6:], 5, atol=0.2)
+
+
+def test_blocks_are_blocks_of_time():
+    "Rows of two lines, one after the other, are left out by time and not by line."
+    time = np.tile(np.arange(200), 2)
+    X = np.zeros((400, 1), "float32")
+    Y = (time // 40)[:, None].astype(float)  # each fifth of the time has a level of its own
+    _, left_out = fit_smooth(X, Y, [0], time.argsort(kind="stable").argsort())
+    assert np.allclose(left_out[:, 0], (10 - Y[:, 0]) / 4, atol=0.01), "the mean of the other four fifths, on both lines"
+
+
+def test_written_and_read(found, tmp_path):
+    write_smooth(found, tmp_path)
+    again = read_smooth(tmp_path)
+    assert all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in zip(found, again, strict=True))
+    (tmp_path / "none").mkdir()
+    write_smooth(no_smooth(), tmp_path / "none")
+    assert not list((tmp_path / "none").iterdir()) and not len(read_smooth(tmp_path / "none").base)
