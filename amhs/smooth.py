@@ -145,7 +145,7 @@ def _sums(
         whole, right = whole + A.T @ A, right + A.T @ y
     return whole, right
 
-# %% ../nbs/lib/07_smooth.ipynb #edb21a06
+# %% ../nbs/lib/07_smooth.ipynb #fe223d75
 def _solved(
     whole: np.ndarray,  # float64 (columns, columns)
     right: np.ndarray,  # float64 (columns, outputs)
@@ -153,10 +153,12 @@ def _solved(
 ) -> np.ndarray:  # float64 (columns, outputs)
     "Ridge coefficients; the constant, in the last column, is not held back."
     from scipy.linalg import solve
+    from threadpoolctl import threadpool_limits
 
     held = np.full(len(whole), strength)
     held[-1] = 1e-6 * strength
-    return solve(whole + np.diag(held), right, assume_a="pos")
+    with threadpool_limits(1, "blas"):  # how many threads there are would show in the last bit
+        return solve(whole + np.diag(held), right, assume_a="pos")
 
 # %% ../nbs/lib/07_smooth.ipynb #529166f0
 def _smooth(
