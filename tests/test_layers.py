@@ -9,8 +9,8 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"core"}, {"answers", "messages", "processes", "load", "door"},
     {"config", "client"}, {"pages"}, {"documents"}, {"telemetry"}, {"simulate", "quality", "features", "targets", "rules", "smooth"},
-    {"model"},
-    {"evaluate", "plots", "engines"}, {"inference", "baseline", "store", "oracle"}, {"develop", "deployment", "access"}, {"registry"}, {"package", "serve", "schedule"},
+    {"model"}, {"evaluate", "plots", "engines"}, {"inference", "baseline", "store", "oracle"},
+    {"develop", "deployment", "access"}, {"registry"}, {"package", "serve", "schedule"},
     {"api", "bento", "offline", "board"}, {"sections"}, {"dashboard"}, {"integration"},
     {"monitor", "alerts"}, {"retrain"}, {"operate"}, {"rehearsal"},
     {"stages"}, {"provenance"}, {"plan"}, {"reports"}, {"compare"}, {"wire"}, {"kernel"}, {"warm"}, {"execute"}, {"runs"},
