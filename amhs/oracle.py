@@ -125,7 +125,7 @@ def changes(
 
 # %% ../nbs/lib/10_oracle.ipynb #39dcb3bd
 def oracle_forecast(
-    futures: Futures,
+    futures: Futures,  # from `look_ahead`
     site: Site | str | None = None,  # whose class edges count; None: the simulated hub
     horizons: Sequence[int] = HORIZONS_MIN,  # minutes ahead
 ) -> pd.DataFrame:  # forecast table, float32, index as in `futures`
@@ -146,7 +146,7 @@ def _oracle_errors(changes: np.ndarray) -> np.ndarray:
 # %% ../nbs/lib/10_oracle.ipynb #3ba7527f
 def _errors(
     forecasts: Mapping[str, pd.DataFrame],  # name -> forecast, on the futures' rows
-    futures: Futures,
+    futures: Futures,  # from `look_ahead`
     target: str,
     horizon_min: int,
 ) -> pd.DataFrame:  # (rows, names), with persistence and oracle first: mean absolute error over the futures, jobs
@@ -174,7 +174,7 @@ def _drawn_means(
 # %% ../nbs/lib/10_oracle.ipynb #4d223f01
 def attained_shares(
     forecasts: Mapping[str, pd.DataFrame],  # name -> forecast; persistence and oracle are added
-    futures: Futures,
+    futures: Futures,  # from `look_ahead`
     horizons: Sequence[int] = HORIZONS_MIN,  # minutes ahead
     n_draws: int = 500,  # resamples for the intervals
     seed: int = 0,  # of them

@@ -24,7 +24,6 @@ from .config import settings
 from amhs.core import (
     AmhsError, InputError, ParameterError, atomic_path, nearest, project_root, read_json, reveal, sha256_json, sha256_tree, write_json,
 )
-from .deployment import package_folder
 
 # %% ../nbs/lib/15_registry.ipynb #a6ae9605
 class RegistryError(AmhsError):
@@ -883,6 +882,8 @@ def follow_deployment(
     "Give the version a deployed package was made from the alias of its role; said in a line, never an error."
     if settings().registry in ("", "off"):
         return ""
+    from amhs.deployment import package_folder  # it brings pandas, which a registry that is off does not need
+
     try:
         with open_registry() as registry:
             made = sha256_tree(package_folder(version))

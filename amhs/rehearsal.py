@@ -221,7 +221,7 @@ def _forecast_by(model: "Forecaster", telemetry: pd.DataFrame) -> pd.DataFrame:
     "What a model says of each minute."
     return model.predict(build_features(telemetry, model.feature_set, load_site()))
 
-# %% ../nbs/lib/18_rehearsal.ipynb #60f4e9c9
+# %% ../nbs/lib/18_rehearsal.ipynb #32c80059
 def daily_errors(
     operation: Operation,  # keeps what was said
     played: Rehearsal,  # the piece
@@ -233,7 +233,7 @@ def daily_errors(
     wanted = played.reference and change and SCENARIOS[played.scenario].steps
     reference, found = _reference(played, **hyper) if wanted else None, {}
     for line in played.names:
-        rows = telemetry_of(operation.store.read("observations", line, played.begin - timedelta(hours=2), end))
+        rows = telemetry_of(operation.store.read("observations", line, played.begin - timedelta(minutes=first.kernel.memory_min), end))
         targets = outcome_table(operation.store, line, played.begin, end)
         table = pd.DataFrame({"with_loop": _by_day(kept_forecasts(operation.store, line, played.begin, end).dropna(subset="change_max_10"), targets),
                               "left_alone": _by_day(forecast_rows(first, rows).dropna(subset="change_max_10"), targets)})

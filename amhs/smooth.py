@@ -43,7 +43,7 @@ def _standard(value, mean, scale):
 # %% ../nbs/lib/07_smooth.ipynb #d5733b2f
 @njit(error_model="numpy")
 def smooth_row(
-    smooth: Smooth,
+    smooth: Smooth,  # from `fit_smooth`, or `no_smooth`
     x: np.ndarray,  # float32 (features,), a row
     total: np.ndarray,  # float64 (outputs,), written over: room to add up
     out: np.ndarray,  # float32 (outputs,), jobs; written
@@ -69,7 +69,7 @@ def _widen(smooth, X, out):
 
 # %% ../nbs/lib/07_smooth.ipynb #24a97006
 def widened(
-    smooth: Smooth,
+    smooth: Smooth,  # from `fit_smooth`, or `no_smooth`
     X: np.ndarray,  # float32 (rows, features)
 ) -> np.ndarray:  # float32 (rows, features + outputs)
     "Rows with the smooth forecast as further columns."
@@ -83,7 +83,7 @@ def widened(
 _FILE = "smooth.npz"
 
 def write_smooth(
-    smooth: Smooth,
+    smooth: Smooth,  # from `fit_smooth`, or `no_smooth`
     folder: Path,  # of the model or engine
 ) -> None:
     "Write a smooth forecast, if it has an output."
@@ -222,7 +222,7 @@ def _pass_on(smooth, x, booked, out):
 
 # %% ../nbs/lib/07_smooth.ipynb #2bb5caec
 def passed_on(
-    smooth: Smooth,
+    smooth: Smooth,  # from `fit_smooth`, or `no_smooth`
     X: np.ndarray,  # float32 (rows, features)
     booked: np.ndarray,  # float (rows, features + outputs), what was booked on each column of widened rows
 ) -> np.ndarray:  # float64 (rows, features), the same sums
