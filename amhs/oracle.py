@@ -59,12 +59,12 @@ def _saved(sim: Simulator, minutes: np.ndarray) -> Iterator[tuple[int, simulator
             sim.run(int(minute - sim.minute))
         yield int(minute), sim.save()
 
-# %% ../nbs/lib/10_oracle.ipynb #51490d0b
+# %% ../nbs/lib/10_oracle.ipynb #3ed40354
 def _looked(asked: tuple[int, simulator.Saved, int, int]) -> tuple[float, np.ndarray]:
     "The level of now, and the futures of one state."
     minute, saved, n, ahead = asked
     sim = Simulator.load(saved)
-    return float(saved.state["hub_jobs"][0]), sim.futures(n, ahead, seed=1_000_000 + minute * n)
+    return float(saved.state["hub_jobs"][0]), sim.futures(n, ahead, seed=minute * n)
 
 # %% ../nbs/lib/10_oracle.ipynb #698dd94c
 def look_ahead(
@@ -123,7 +123,7 @@ def changes(
     "What a target is in every future."
     return _LOOK[target](self.jobs[:, :, :horizon_min], axis=2) - self.now[:, None]
 
-# %% ../nbs/lib/10_oracle.ipynb #39dcb3bd
+# %% ../nbs/lib/10_oracle.ipynb #c1c37236
 def oracle_forecast(
     futures: Futures,  # from `look_ahead`
     site: Site | str | None = None,  # whose class edges count; None: the simulated hub
@@ -143,7 +143,7 @@ def _oracle_errors(changes: np.ndarray) -> np.ndarray:
     even, odd = changes[:, ::2], changes[:, 1::2]
     return (np.abs(even - np.median(odd, axis=1)[:, None]).mean(axis=1) + np.abs(odd - np.median(even, axis=1)[:, None]).mean(axis=1)) / 2
 
-# %% ../nbs/lib/10_oracle.ipynb #3ba7527f
+# %% ../nbs/lib/10_oracle.ipynb #d2b0ca6a
 def _errors(
     forecasts: Mapping[str, pd.DataFrame],  # name -> forecast, on the futures' rows
     futures: Futures,  # from `look_ahead`
@@ -171,7 +171,7 @@ def _drawn_means(
     drawn = blocks.weights @ sums
     return drawn[:, :-1] / np.maximum(drawn[:, -1:], 1)
 
-# %% ../nbs/lib/10_oracle.ipynb #4d223f01
+# %% ../nbs/lib/10_oracle.ipynb #c420fc7e
 def attained_shares(
     forecasts: Mapping[str, pd.DataFrame],  # name -> forecast; persistence and oracle are added
     futures: Futures,  # from `look_ahead`

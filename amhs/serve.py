@@ -317,7 +317,7 @@ def changed(self: Desk) -> bool:
     stamp = (path.stat().st_mtime_ns, path.stat().st_ino) if path.is_file() else None
     return stamp != self.stamp
 
-# %% ../nbs/lib/16_serve.ipynb #666b7498
+# %% ../nbs/lib/16_serve.ipynb #1fefc7ed
 @patch
 def refresh(self: Desk) -> None:
     "Read who answers for which line, load what is missing, then swap in one step."
@@ -326,7 +326,8 @@ def refresh(self: Desk) -> None:
     told, errors = read_deployment(self.folder), {}
     packages = {v: found for v in told.versions() if (found := self._package(v, errors))}
     lines = {name: self._line(name, line, packages) for name, line in told.lines.items()}
-    some_unknown(np.zeros(1)), level_horizons(teller_of(None), 0.0)  # compiled now, before anybody waits
+    some_unknown(np.zeros(1))  # compiled now, before anybody waits
+    level_horizons(teller_of(None), 0.0)
     self.lines, self.packages, self.errors, self.stamp = lines, packages, errors, stamp
 
 # %% ../nbs/lib/16_serve.ipynb #ff48e190

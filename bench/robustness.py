@@ -51,7 +51,8 @@ if __name__ == "__main__":
     since = test.index[0][1]
     test = test[test.index.get_level_values("timestamp") < since + pd.Timedelta(hours=asked.hours)]
     week = telemetry[(telemetry["timestamp"] >= since - pd.Timedelta(days=8)) & (telemetry["timestamp"] < since + pd.Timedelta(hours=asked.hours, minutes=30))]
-    still, figures = float(test["change_max_10"].abs().mean()), []
+    still = float(test["change_max_10"].abs().mean())
+    figures = [figure("days simulated", asked.days, "days"), figure("hours judged", asked.hours, "h"), figure("persistence: MAE", still, "jobs")]
     for name, model in (("hub", make_model("hub")), ("hub without smooth", make_model("hub", smooth=False))):
         model = fitted(data, model)
         sound = error(model, week, test)

@@ -30,7 +30,7 @@ def test_what_then_happened_is_a_future_like_the_others(world):
 
 
 def test_nobody_beats_it(world):
-    "On what really happened, too: its error is far below persistence's, and below that of knowing yesterday's answer."
+    "On what really happened, too, its error is far below persistence's."
     _, targets, futures = world
     oracle = oracle_forecast(futures)
     still = oracle.assign(**{c: 0.0 for c in oracle if c.startswith("change")})
@@ -40,7 +40,7 @@ def test_nobody_beats_it(world):
 
 
 def test_error_shrinks_to_the_oracles_and_never_below(world):
-    "A forecast of one future less noise than another is nearer; the median of all others is as good as possible."
+    "The less noise on the median, the nearer to all that is possible."
     _, _, futures = world
     oracle = oracle_forecast(futures)
     noise = np.random.default_rng(0).normal(size=len(oracle))
