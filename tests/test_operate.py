@@ -128,63 +128,6 @@ def test_another_piece_is_refused(played):
 
 # ---- kill -9 in the middle of each step
 
-VICTIM = """
-import os, signal, sys
-from pathlib import Path
-from amhs import operate, rehearsal
-
-home, steps = Path(sys.argv[1]), sys.argv[2].split(",")
-
-def killed(name, step):
-    def do(*args, **kw):
-        found = step(*args, **kw)
-        mark = home / f"killed-{name}"
-        if not mark.exists():
-            mark.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        return found
-    return do
-
-for name in steps:  # each dies once: its work is done, and nobody has heard of it
-    setattr(operate, name, killed(name, getattr(operate, name)))
-piece = rehearsal.Rehearsal("capacity-upgrade", days=3, history_days=8, trees=8, reference=False)
-rehearsal.Worker = lambda store, lease_s: operate.Worker(store, lease_s=0.5)
-rehearsal.play(piece, home, say=lambda text: None)
-"""
-STEPS = ("predict", "join", "check", "record", "tell", "judge_lines", "record_plan", "record_promotion", "deploy")
-
-
-def kept(home, kind):
-    "What is on record, but for when it was written."
-    with open_store(home / "store.sqlite") as store:
-        rows = store.read("decisions", kind=kind)
-    return list(zip(rows["id"], rows["subject"], rows["why"]))
-
-
-@pytest.mark.full
-def test_killed_in_the_middle_of_each_step_nothing_is_lost_or_doubled(played, tmp_path):
-    home = tmp_path / "home"
-    shutil.copytree(played / "first", home / "first")
-    deaths = 0
-    for _ in range(len(STEPS) + 1):
-        done = subprocess.run([sys.executable, "-c", VICTIM, str(home), ",".join(STEPS)], capture_output=True, text=True, timeout=300)
-        deaths += done.returncode == -9
-        if done.returncode == 0:
-            break
-        assert done.returncode == -9, done.stderr[-2000:]
-    assert done.returncode == 0 and deaths >= 6
-    for kind in ("monitoring", "retraining", "plan", "promotion"):
-        assert kept(home, kind) == kept(played, kind), kind
-    with open_store(home / "store.sqlite") as ours, open_store(played / "store.sqlite") as theirs:
-        for table in ("observations", "predictions", "outcomes"):
-            key = ["line", "minute", "horizon_min"] if table == "outcomes" else ["line", "minute"]
-            a, b = (s.read(table, columns=key) for s in (ours, theirs))
-            assert not a.duplicated().any() and len(a) == len(b), table
-        assert set(job_table(ours)["state"]) == {"done"}
-    assert len(deployment_records(home / "deployed")) == len(deployment_records(played / "deployed"))
-    assert read_deployment(home / "deployed").lines["HUB1"].live == read_deployment(played / "deployed").lines["HUB1"].live
-
-
 @pytest.fixture(scope="module")
 def obeyed(tmp_path_factory):
     "Have processes play a night: their orders, one after the other; the exit status of each."
