@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['REFERENCE_DAYS', 'Distribution', 'shares_of', 'distribution', 'psi', 'mean_rank', 'Effects', 'spread_of', 'effects',
            'slots_of', 'day_numbers', 'read_distribution', 'day_shifts', 'joint_of', 'Joint', 'joint_distance',
-           'load_edges', 'coverage_of', 'numbers_of', 'expected_errors', 'expected_error', 'make_baseline']
+           'load_edges', 'numbers_of', 'expected_errors', 'expected_error', 'make_baseline']
 
-# %% ../nbs/lib/14_baseline.ipynb #e8d96f6d
+# %% ../nbs/lib/14_baseline.ipynb #083b519f
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ import pandas as pd
 from scipy import stats
 
 from .config import CLASSES, Site
-from .evaluate import scores_by_part, slice_table
+from .evaluate import interval_bounds, scores_by_part, slice_table, within
 from .features import HANDS
 from .quality import stuck_sensors
 from .telemetry import COLUMNS
@@ -333,19 +333,10 @@ def _sliced(forecast: pd.DataFrame, targets: pd.DataFrame, block: np.ndarray, da
     found = pd.concat([_by_day(forecast, targets, block, day, parts[n].to_numpy("str")).assign(slice=n) for n in parts], ignore_index=True)
     return found[found["metric"].isin(_SLICED)]
 
-# %% ../nbs/lib/14_baseline.ipynb #c47ad163
-def coverage_of(
-    forecast: pd.DataFrame,  # rows
-    targets: pd.DataFrame,  # what then happened, same rows
-    intervals: Mapping[str, tuple[float, float]],  # change_<target>_<horizon> -> offsets, jobs
-) -> pd.DataFrame:  # bool (rows, heads): whether the truth lies within
-    "Which intervals held the truth."
-    return pd.DataFrame({c: (targets[c] - forecast[c]).between(*offsets) for c, offsets in intervals.items()}, targets.index)
-
-# %% ../nbs/lib/14_baseline.ipynb #331d6c68
+# %% ../nbs/lib/14_baseline.ipynb #e396e34a
 def _covered(forecast: pd.DataFrame, targets: pd.DataFrame, block: np.ndarray, day: np.ndarray, intervals: Mapping) -> pd.DataFrame:
     "The share of truths within the intervals: centre on the test block, spread over all days."
-    held, rows = coverage_of(forecast, targets, intervals).to_numpy("float64"), []
+    held, rows = within(interval_bounds(forecast, intervals), targets).to_numpy("float64"), []
     days = _whole_days(day)
     for i, name in enumerate(intervals):
         _, target, h = name.split("_")

@@ -7,7 +7,7 @@ __all__ = ['OUTPUTS', 'DEEPEST', 'FLIGHT', 'HIGHEST', 'BLOCK', 'ENGINES', 'Trees
            'finished', 'Engine', 'Original', 'Boosters', 'Merged', 'Onnx', 'Perfect', 'fill_up', 'Forest',
            'make_engine', 'seal', 'unseal', 'load_engine']
 
-# %% ../nbs/lib/15_engines.ipynb #9556eb22
+# %% ../nbs/lib/15_engines.ipynb #963f5189
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +23,7 @@ from .core import InputError, ModelError, ParameterError, nearest, read_json, sh
 from .features import higher, lower
 from .model import NOW, Boosted, Forecaster, load_model
 from .smooth import Smooth, no_smooth, passed_on, read_smooth, smooth_row, widened, write_smooth
+from .spread import LEVELS, class_row, class_slope
 
 # %% ../nbs/lib/15_engines.ipynb #5207321e
 OUTPUTS = len(TARGETS) + len(CLASSES)
@@ -93,23 +94,27 @@ def read_trees(
 _KINDS = dict.fromkeys(("first", "output", "left", "right", "feature"), "int64") | {
     "value": "float32", "missing_left": "bool", "weight": "float32", "base": "float32"}
 
-# %% ../nbs/lib/15_engines.ipynb #a98f7813
+# %% ../nbs/lib/15_engines.ipynb #c9f82a98
 class Finish(NamedTuple):
     "What turns margins into a forecast"
     scale: np.ndarray  # float64 (horizons,), of the log-odds
     bias: np.ndarray  # float64 (horizons, 3), added to them
+    quantiles: np.ndarray  # float64 (horizons, 99), of errors in units of their spread
+    edges: np.ndarray  # float64 (horizons, 2), between the classes, jobs
     ordered: bool  # whether the changes are made to agree
-    now: int  # position of the level of now among the features
+    now: int  # position of the level of now in a row
+    spread: int  # position of the first log spread in a widened row; -1: there is none, and classes have log-odds
 
-# %% ../nbs/lib/15_engines.ipynb #735f84ee
+# %% ../nbs/lib/15_engines.ipynb #d614f765
 def read_finish(
     forecaster: Forecaster,  # trained
 ) -> Finish:
     "How a forecaster turns margins into forecasts."
-    n = len(forecaster.horizons)
-    known = [getattr(forecaster, "calibration", {}).get(str(h), {"scale": 1.0, "bias": [0.0] * len(CLASSES)}) for h in forecaster.horizons]
-    scale, bias = np.array([c["scale"] for c in known], "float64"), np.array([c["bias"] for c in known], "float64").reshape(n, len(CLASSES))
-    return Finish(scale, bias, bool(getattr(forecaster.hyper, "ordered", False)), forecaster.features.index(NOW))
+    usual = {"scale": 1.0, "bias": [0.0] * len(CLASSES), "quantiles": [0.0] * len(LEVELS), "edges": [0.0, 0.0]}
+    known = [usual | getattr(forecaster, "calibration", {}).get(str(h), {}) for h in forecaster.horizons]
+    outputs = len(getattr(forecaster, "smooth", no_smooth()).base)
+    return Finish(*(np.array([c[name] for c in known], "float64") for name in usual), bool(getattr(forecaster.hyper, "ordered", False)),
+                  forecaster.features.index(NOW), len(forecaster.features) + outputs // 2 if outputs else -1)
 
 # %% ../nbs/lib/15_engines.ipynb #d06054c2
 @njit(error_model="numpy")
@@ -152,36 +157,42 @@ def _order(row, now):
         row[o + 2] = higher(row[o + 2], row[0])
         row[o + 1] = lower(higher(row[o + 1], row[o]), row[o + 2])
 
-# %% ../nbs/lib/15_engines.ipynb #7f32cd46
+# %% ../nbs/lib/15_engines.ipynb #cac95f47
 @njit(error_model="numpy")
-def _finish_row(finish, margins, now, out):
-    "One row's forecast: now, then the outputs."
+def _finish_row(finish, margins, wide, out):
+    "One row's forecast: now, the outputs, the spreads."
+    n, now = len(finish.scale), wide[finish.now]
+    told, spreads = out[1 : 1 + OUTPUTS * n], out[1 + OUTPUTS * n :]
     out[0] = now
-    for h in range(len(finish.scale)):
-        o = OUTPUTS * h
+    for h in range(n):
         for k in range(3):
-            out[1 + o + k] = margins[o + k]
-        _probabilities(margins[o + 3 : o + OUTPUTS], finish.scale[h], finish.bias[h], out[o + 4 : o + 7])
+            told[OUTPUTS * h + k] = margins[OUTPUTS * h + k]
+            spreads[3 * h + k] = np.exp(np.float64(wide[finish.spread + 3 * h + k])) if finish.spread >= 0 else 1.0
     if finish.ordered:
-        _order(out[1:], now)
+        _order(told, now)
+    for h in range(n):
+        classes = told[OUTPUTS * h + 3 : OUTPUTS * h + 6]
+        if finish.spread >= 0:
+            class_row(told[OUTPUTS * h + 2], spreads[3 * h + 2], finish.quantiles[h], finish.edges[h], classes)
+        else:
+            _probabilities(margins[OUTPUTS * h + 3 : OUTPUTS * h + 6], finish.scale[h], finish.bias[h], classes)
 
-# %% ../nbs/lib/15_engines.ipynb #dd11f707
+# %% ../nbs/lib/15_engines.ipynb #2e8d4940
 @njit(nogil=True, cache=True, error_model="numpy")
-def _finish_rows(finish, margins, now, out):
+def _finish_rows(finish, margins, wide, out):
     "The forecasts of many rows."
-    for i in range(len(now)):
-        _finish_row(finish, margins[i], now[i], out[i])
+    for i in range(len(wide)):
+        _finish_row(finish, margins[i], wide[i], out[i])
 
-# %% ../nbs/lib/15_engines.ipynb #e2e71cf4
+# %% ../nbs/lib/15_engines.ipynb #474e0d77
 def finished(
-    margins: np.ndarray,  # float64 (rows, horizons, 6): changes in jobs, log-odds
-    now: np.ndarray,  # float32 (rows,), jobs
+    margins: np.ndarray,  # float (rows, 6 * horizons): changes in jobs, log-odds
+    wide: np.ndarray,  # float32 (rows, features + smooth forecasts and log spreads)
     finish: Finish,  # how
-) -> np.ndarray:  # float32 (rows, 1 + 6 * horizons), in the order of a forecast's columns
+) -> np.ndarray:  # float32 (rows, 1 + 9 * horizons), in the order of a forecast's columns
     "Forecasts from margins."
-    flat = np.ascontiguousarray(margins, "float64").reshape(len(now), margins.shape[1] * OUTPUTS)
-    out = np.empty((len(now), 1 + flat.shape[1]), "float32")
-    _finish_rows(finish, flat, np.ascontiguousarray(now, "float32"), out)
+    out = np.empty((len(wide), 1 + (OUTPUTS + len(TARGETS)) * len(finish.scale)), "float32")
+    _finish_rows(finish, np.ascontiguousarray(margins, "float64"), np.ascontiguousarray(wide, "float32"), out)
     return out
 
 # %% ../nbs/lib/15_engines.ipynb #422083bf
@@ -207,45 +218,54 @@ def _checked(self: Engine, X: np.ndarray) -> np.ndarray:
         raise InputError(f"rows of {len(self.features)} features are needed", got=X.shape, fix="give them in the engine's order")
     return np.ascontiguousarray(X, "float32")
 
-# %% ../nbs/lib/15_engines.ipynb #e47c364c
+# %% ../nbs/lib/15_engines.ipynb #6838cb40
 def _in_parts(
     work,  # rows -> array (rows, ...)
     X: np.ndarray,  # (rows, features)
     threads: int,  # how many
 ) -> np.ndarray:
     "Do rows in parts, side by side."
+    if not len(X):
+        return work(np.zeros((1, X.shape[1]), "float32"))[:0]
     if threads < 2 or len(X) < 2 * threads:
         return work(X)
     with ThreadPoolExecutor(threads) as pool:
         return np.concatenate(list(pool.map(work, np.array_split(X, threads))))
 
-# %% ../nbs/lib/15_engines.ipynb #97847b69
+# %% ../nbs/lib/15_engines.ipynb #8d6619a5
 @patch
 def margins(
     self: Engine,
     X: np.ndarray,  # float32 (rows, features)
     threads: int = 1,  # rows are shared out among them
 ) -> np.ndarray:  # float64 (rows, horizons, 6): lowest, average, highest change in jobs; log-odds of the classes
-    "What the trees of every head add up to."
-    X, shape = self._checked(X), (len(X), len(self.horizons), OUTPUTS)
-    return _in_parts(self._margins, X, threads).reshape(shape).astype("float64", copy=False) if len(X) else np.empty(shape)
+    "What the trees of every head add up to; 0 for heads that have none."
+    said = _in_parts(lambda part: self._margins(widened(self.smooth, part)), self._checked(X), threads)
+    return said.reshape(len(X), len(self.horizons), OUTPUTS).astype("float64", copy=False)
 
-# %% ../nbs/lib/15_engines.ipynb #8ea3381e
+# %% ../nbs/lib/15_engines.ipynb #b8e2a493
+@patch
+def _told(self: Engine, X: np.ndarray) -> np.ndarray:
+    "Forecasts of checked rows."
+    wide = widened(self.smooth, X)
+    return finished(self._margins(wide), wide, self.finish)
+
+# %% ../nbs/lib/15_engines.ipynb #b5081e5e
 @patch
 def forecasts(
     self: Engine,
     X: np.ndarray,  # float32 (rows, features)
     threads: int = 1,  # rows are shared out among them
-) -> np.ndarray:  # float32 (rows, 1 + 6 * horizons), in the order of a forecast's columns
+) -> np.ndarray:  # float32 (rows, 1 + 9 * horizons), in the order of a forecast's columns
     "Forecast many rows."
-    return finished(self.margins(X, threads), np.asarray(X)[:, self.finish.now], self.finish)
+    return _in_parts(self._told, self._checked(X), threads)
 
-# %% ../nbs/lib/15_engines.ipynb #00b9db65
+# %% ../nbs/lib/15_engines.ipynb #1c5c5eb7
 @patch
 def forecast(
     self: Engine,
     x: np.ndarray,  # float32 (features,)
-) -> np.ndarray:  # float32 (1 + 6 * horizons,)
+) -> np.ndarray:  # float32 (1 + 9 * horizons,)
     "Forecast one row."
     return self.forecasts(np.asarray(x)[None])[0]
 
@@ -267,38 +287,36 @@ class Original(Engine):
         super().__init__(forecaster.features, forecaster.horizons, read_finish(forecaster))
         self.forecaster = forecaster
 
-# %% ../nbs/lib/15_engines.ipynb #6cc12f52
+# %% ../nbs/lib/15_engines.ipynb #3e42dab8
 @patch
-def _margins(self: Original, X: np.ndarray) -> np.ndarray:
-    changes, probs = self.forecaster._answer(X)
-    with np.errstate(divide="ignore"):
-        return np.concatenate([changes, np.log(probs)], axis=2, dtype="float64")
-
-# %% ../nbs/lib/15_engines.ipynb #ac671df4
-class Boosters(Original):
-    "A booster per head, one after the other"
-    kind, note = "boosters", "as trained: a booster per head"
-
-    def __init__(self, forecaster: Boosted):
-        super().__init__(forecaster)
-        self.boosters = {head: booster.copy() for head, booster in forecaster.boosters.items()}
-        for booster in self.boosters.values():
-            booster.set_param({"nthread": 1})
-
-# %% ../nbs/lib/15_engines.ipynb #e01b6be2
-@patch
-def _margins(self: Boosters, X: np.ndarray) -> np.ndarray:
-    own, out = self.forecaster, np.empty((len(X), OUTPUTS * len(self.horizons)), "float64")
-    X, start = own._columns(X), _output_of(own)
-    for head, booster in self.boosters.items():
-        said = booster.inplace_predict(X, predict_type="margin").reshape(len(X), -1)
-        out[:, start[head] : start[head] + said.shape[1]] = said
-    return out
+def _told(self: Original, X: np.ndarray) -> np.ndarray:
+    return self.forecaster._values(X)
 
 # %% ../nbs/lib/15_engines.ipynb #5b9c272f
 def _about(forecaster: Boosted) -> tuple:
     "What an engine is made of beside its trees."
     return forecaster.features, forecaster.horizons, read_finish(forecaster), forecaster.smooth
+
+# %% ../nbs/lib/15_engines.ipynb #351de8dd
+class Boosters(Engine):
+    "A booster per head, one after the other"
+    kind, note = "boosters", "as trained: a booster per head"
+
+    def __init__(self, forecaster: Boosted):
+        super().__init__(*_about(forecaster))
+        self.reads, self.starts = forecaster._at(), _output_of(forecaster)
+        self.boosters = {head: booster.copy() for head, booster in forecaster.boosters.items()}
+        for booster in self.boosters.values():
+            booster.set_param({"nthread": 1})
+
+# %% ../nbs/lib/15_engines.ipynb #caedc39e
+@patch
+def _margins(self: Boosters, wide: np.ndarray) -> np.ndarray:
+    read, out = wide[:, self.reads], np.zeros((len(wide), OUTPUTS * len(self.horizons)))
+    for head, booster in self.boosters.items():
+        said = booster.inplace_predict(read, predict_type="margin").reshape(len(wide), -1)
+        out[:, self.starts[head] : self.starts[head] + said.shape[1]] = said
+    return out
 
 # %% ../nbs/lib/15_engines.ipynb #7d54721b
 class Merged(Engine):
@@ -336,10 +354,10 @@ def _merge(forecaster: Boosted) -> Merged:
     booster = xgb.Booster(model_file=bytearray(json.dumps(_merged_json(forecaster)), "utf-8"))
     return Merged(*_about(forecaster), booster, forecaster._at())
 
-# %% ../nbs/lib/15_engines.ipynb #2f260fa4
+# %% ../nbs/lib/15_engines.ipynb #961d8d9d
 @patch
-def _margins(self: Merged, X: np.ndarray) -> np.ndarray:
-    return self.booster.inplace_predict(widened(self.smooth, X)[:, self.reads], predict_type="margin")
+def _margins(self: Merged, wide: np.ndarray) -> np.ndarray:
+    return self.booster.inplace_predict(wide[:, self.reads], predict_type="margin")
 
 # %% ../nbs/lib/15_engines.ipynb #a23f54e6
 class Onnx(Engine):
@@ -384,10 +402,10 @@ def _graph(forecaster: Boosted) -> bytes:
     checker.check_model(model)
     return model.SerializeToString()
 
-# %% ../nbs/lib/15_engines.ipynb #aa852c66
+# %% ../nbs/lib/15_engines.ipynb #602f26fd
 @patch
-def _margins(self: Onnx, X: np.ndarray) -> np.ndarray:
-    return self.session.run(None, {"x": widened(self.smooth, X)})[0]
+def _margins(self: Onnx, wide: np.ndarray) -> np.ndarray:
+    return self.session.run(None, {"x": wide})[0]
 
 def _convert(forecaster: Boosted) -> Onnx:
     "Build the engine `onnx`."
@@ -523,7 +541,7 @@ def _sum_row(forest, ranks, at, out):
                 total += forest.leaves[((first + k) << forest.depth) + np.int64(at[k]) - size]
         out[o] = total
 
-# %% ../nbs/lib/15_engines.ipynb #1ac89fd4
+# %% ../nbs/lib/15_engines.ipynb #39e4c55a
 @njit(nogil=True, cache=True, error_model="numpy")
 def _forecast_row(forest, finish, smooth, x, out):
     "From one row of features to its forecast."
@@ -534,7 +552,7 @@ def _forecast_row(forest, finish, smooth, x, out):
     margins = np.empty(len(forest.base), np.float64)
     _rank(forest, wide, ranks)
     _sum_row(forest, ranks, at, margins)
-    _finish_row(finish, margins, x[finish.now], out)
+    _finish_row(finish, margins, wide, out)
 
 # %% ../nbs/lib/15_engines.ipynb #8230d1a7
 BLOCK = 64  # rows whose ranks are kept at once
@@ -587,27 +605,27 @@ class Forest(Engine):
         super().__init__(features, horizons, finish, smooth)
         self.perfect = perfect
 
-# %% ../nbs/lib/15_engines.ipynb #868d1c5f
+# %% ../nbs/lib/15_engines.ipynb #c68161db
 @patch
-def _margins(self: Forest, X: np.ndarray) -> np.ndarray:
-    out = np.empty((len(X), len(self.perfect.base)), "float32")
-    _sum_rows(self.perfect, widened(self.smooth, X), out)
+def _margins(self: Forest, wide: np.ndarray) -> np.ndarray:
+    out = np.empty((len(wide), len(self.perfect.base)), "float32")
+    _sum_rows(self.perfect, wide, out)
     return out
 
 def _flatten(forecaster: Boosted) -> Forest:
     "Build the engine `forest`."
     return Forest(*_about(forecaster), fill_up(read_trees(forecaster)))
 
-# %% ../nbs/lib/15_engines.ipynb #e999b057
+# %% ../nbs/lib/15_engines.ipynb #a08f3e33
 @patch
 def forecast(
     self: Forest,
     x: np.ndarray,  # float32 (features,)
-) -> np.ndarray:  # float32 (1 + 6 * horizons,)
+) -> np.ndarray:  # float32 (1 + 9 * horizons,)
     "Forecast one row, in one compiled call."
     if x.shape != (len(self.features),):
         raise InputError(f"a row of {len(self.features)} features is needed", got=x.shape, fix="give them in the engine's order")
-    out = np.empty(1 + len(self.perfect.base), np.float32)
+    out = np.empty(1 + (OUTPUTS + len(TARGETS)) * len(self.horizons), np.float32)
     _forecast_row(self.perfect, self.finish, self.smooth, np.ascontiguousarray(x, "float32"), out)
     return out
 
@@ -636,7 +654,7 @@ def _weigh_row(forest, x, output, out):
                 out[forest.reads[slot if slot < reads else slot - reads]] += there - here
             here = there
 
-# %% ../nbs/lib/15_engines.ipynb #dea04909
+# %% ../nbs/lib/15_engines.ipynb #79c05a3d
 @patch
 def weigh(
     self: Forest,
@@ -645,10 +663,19 @@ def weigh(
 ) -> np.ndarray:  # float64 (features,), in the output's unit
     "What each feature adds to one output, following the row's path through every tree."
     X = np.ascontiguousarray(x, "float32")[None]
-    wide = widened(self.smooth, X)
-    booked = np.zeros(wide.shape)
-    _weigh_row(self.perfect, wide[0], output, booked[0])
-    return passed_on(self.smooth, X, booked)[0]
+    wide, (horizon, klass) = widened(self.smooth, X), divmod(output, OUTPUTS)
+    klass = klass - len(TARGETS) if self.finish.spread >= 0 else -1
+    grown, booked = output - klass - 1 if klass >= 0 else output, np.zeros(wide.shape)
+    _weigh_row(self.perfect, wide[0], grown, booked[0])
+    found = passed_on(self.smooth, X, booked)[0]
+    return found * self._slope(wide, found.sum(), grown, horizon, klass) if klass >= 0 else found
+
+# %% ../nbs/lib/15_engines.ipynb #694f8609
+@patch
+def _slope(self: Forest, wide: np.ndarray, moved: float, grown: int, horizon: int, klass: int) -> float:
+    "Log-odds of a class per job, from where the trees start to what they say."
+    change, spread = float(self._margins(wide)[0, grown]), float(np.exp(wide[0, self.finish.spread + 3 * horizon + 2]))
+    return class_slope(change - moved, change, spread, self.finish.quantiles[horizon], self.finish.edges[horizon], klass)[1]
 
 # %% ../nbs/lib/15_engines.ipynb #6c664bd2
 ENGINES = {"boosters": Boosters, "merged": Merged, "onnx": Onnx, "forest": Forest}

@@ -6,8 +6,9 @@
 __all__ = ['SHIFTS', 'MIXED', 'same_rows', 'Blocks', 'make_blocks', 'level_scores', 'class_scores', 'confusion', 'reliability',
            'scores_by_part', 'paired_difference', 'find_events', 'find_episodes', 'match_alarms', 'alarm_score',
            'rule_score', 'alarm_outcome', 'alarm_curve', 'choose_threshold', 'alarms_at_budgets', 'average_precision',
-           'slice_table', 'slice_scores', 'worst_slice', 'future_leaks', 'suspicious_features', 'split_leaks',
-           'leak_check', 'Evaluation', 'alarm_tables', 'evaluate']
+           'slice_table', 'slice_scores', 'worst_slice', 'interval_offsets', 'interval_bounds', 'within',
+           'interval_scores', 'future_leaks', 'suspicious_features', 'split_leaks', 'leak_check', 'Evaluation',
+           'alarm_tables', 'evaluate']
 
 # %% ../nbs/lib/09_evaluate.ipynb #48551a44
 import json, math
@@ -814,6 +815,64 @@ def worst_slice(
     at = at.dropna(subset="value")
     return at.loc[at["value"].idxmin()] if len(at) else None
 
+# %% ../nbs/lib/09_evaluate.ipynb #9407fa5a
+def _spread(
+    forecast: pd.DataFrame,  # a forecast
+    head: str,  # change_<target>_<horizon>
+) -> pd.Series | float:  # by row; 1 without a spread
+    "The unit of a forecast's errors."
+    return forecast.get(head.replace("change", "spread"), 1.0)
+
+# %% ../nbs/lib/09_evaluate.ipynb #0866eb50
+def interval_offsets(
+    forecast: pd.DataFrame,  # of validation rows
+    targets: pd.DataFrame,  # what then happened, same rows
+    share: float = 0.9,  # of the rows that is to lie within
+) -> dict[str, tuple[float, float]]:  # change_<target>_<horizon> -> lower and upper, in units of the spread
+    "Between which errors the wanted share lies; the rank is raised by what a sample of this size may miss."
+    found, rank = {}, min(math.ceil((len(targets) + 1) * (1 + share) / 2), len(targets))
+    for head in (c for c in forecast if c.startswith("change")):
+        errors = np.sort(((targets[head] - forecast[head]) / _spread(forecast, head)).to_numpy("float64"))
+        found[head] = float(errors[len(errors) - rank]), float(errors[rank - 1])
+    return found
+
+# %% ../nbs/lib/09_evaluate.ipynb #a64b6195
+def interval_bounds(
+    forecast: pd.DataFrame,  # a forecast
+    offsets: Mapping[str, tuple[float, float]],  # from `interval_offsets`
+) -> pd.DataFrame:  # low_<target>_<horizon> and high_<target>_<horizon>, changes in jobs; index as given
+    "Between which changes the truth is to lie."
+    return pd.DataFrame({head.replace("change", side): forecast[head] + ends[i] * _spread(forecast, head)
+                         for head, ends in offsets.items() for i, side in enumerate(("low", "high"))}, forecast.index)
+
+# %% ../nbs/lib/09_evaluate.ipynb #d8759b81
+def within(
+    bounds: pd.DataFrame,  # from `interval_bounds`
+    targets: pd.DataFrame,  # what then happened, same rows
+) -> pd.DataFrame:  # bool (rows, heads)
+    "Which intervals held the truth."
+    heads = [low.replace("low", "change") for low in bounds if low.startswith("low")]
+    return pd.DataFrame({h: targets[h].between(bounds[h.replace("change", "low")], bounds[h.replace("change", "high")]) for h in heads}, targets.index)
+
+# %% ../nbs/lib/09_evaluate.ipynb #72344758
+def interval_scores(
+    forecast: pd.DataFrame,  # a forecast
+    targets: pd.DataFrame,  # what then happened, same rows
+    offsets: Mapping[str, tuple[float, float]],  # from `interval_offsets`, of other rows
+    parts: pd.DataFrame,  # a slice table of the same rows
+    share: float = 0.9,  # that was to lie within
+) -> pd.DataFrame:  # slice, part, horizon_min, target, coverage, width (jobs), pinball (jobs), n
+    "How often intervals hold, how wide they are and what that costs, on all rows and in every slice."
+    bounds, rows = interval_bounds(forecast, offsets), []
+    held, cuts = within(bounds, targets), {("all", ""): slice(None)}
+    cuts |= {(by, part): (parts[by] == part).to_numpy() for by in parts for part in sorted(set(parts[by]) - {""})}
+    for head in offsets:
+        (_, target, h), low, high = head.split("_"), *(bounds[head.replace("change", side)] for side in ("low", "high"))
+        loss = ((high - low) * (1 - share) / 2 + (low - targets[head]).clip(lower=0) + (targets[head] - high).clip(lower=0)) / 2
+        rows += [{"slice": by, "part": part, "horizon_min": int(h), "target": target, "coverage": held[head][at].mean(),
+                  "width": (high - low)[at].mean(), "pinball": loss[at].mean(), "n": len(held[at])} for (by, part), at in cuts.items()]
+    return pd.DataFrame(rows)
+
 # %% ../nbs/lib/09_evaluate.ipynb #b45bda18
 def _other_future(
     telemetry: pd.DataFrame,  # rows by line and minute
@@ -959,7 +1018,7 @@ def _some_hours(
     first = telemetry[telemetry["line"] == telemetry["line"].iloc[0]].iloc[:n_rows].reset_index(drop=True)
     return first, first["timestamp"].iloc[int(len(first) * 0.8)]
 
-# %% ../nbs/lib/09_evaluate.ipynb #467efeb0
+# %% ../nbs/lib/09_evaluate.ipynb #6d5e0475
 @dataclass(frozen=True)
 class Evaluation:
     "Every number about some forecasts, as tidy tables."
@@ -975,6 +1034,7 @@ class Evaluation:
     precision: pd.DataFrame  # method, average_precision
     events: pd.DataFrame  # line, start, end, minutes, peak
     slices: pd.DataFrame  # slice, part, model, horizon_min, target, metric, value, low, high, n
+    intervals: pd.DataFrame  # model, and the columns of interval scores at 90 %; empty without validation rows
 
 # %% ../nbs/lib/09_evaluate.ipynb #58e6b55b
 def _load_edges(
@@ -1031,7 +1091,22 @@ def alarm_tables(
     alarms, curves = (pd.concat(tables, ignore_index=True).set_index("method").reset_index() for tables in (alarms, curves))
     return {"alarms": alarms, "curves": curves, "precision": pd.DataFrame(precision)}
 
-# %% ../nbs/lib/09_evaluate.ipynb #91ea9fb4
+# %% ../nbs/lib/09_evaluate.ipynb #a2d25e1e
+def _intervals(
+    forecasts: Mapping[str, pd.DataFrame],  # name -> forecast of the test rows
+    targets: pd.DataFrame,  # what then happened
+    parts: pd.DataFrame,  # a slice table of the same rows
+    valid_forecasts: Mapping[str, pd.DataFrame] | None,  # of validation rows
+    valid_targets: pd.DataFrame | None,
+) -> pd.DataFrame:
+    "Intervals of every model, fitted on validation rows."
+    if valid_forecasts is None or valid_targets is None:
+        return pd.DataFrame()
+    known = {n: same_rows({n: f}, valid_targets) for n, f in valid_forecasts.items()}
+    offsets = {n: interval_offsets(_at(f, known[n]), _at(valid_targets, known[n])) for n, f in valid_forecasts.items()}
+    return pd.concat([interval_scores(f, targets, offsets[n], parts).assign(model=n) for n, f in forecasts.items()], ignore_index=True)
+
+# %% ../nbs/lib/09_evaluate.ipynb #047aaa66
 def evaluate(
     forecasts: Mapping[str, pd.DataFrame],  # name -> forecast of the test rows; the last is the one under judgement
     targets: pd.DataFrame,  # what then happened
@@ -1050,6 +1125,7 @@ def evaluate(
     model = _named(model, forecasts, valid_forecasts)
     rows = same_rows(forecasts, targets)
     same, outcome, blocks = {n: _at(f, rows) for n, f in forecasts.items()}, _at(targets, rows), make_blocks(rows, n_draws, seed=seed)
+    parts = slice_table(outcome, site, _load_edges(valid_targets), truth)
     draws = {name: (_level_draws(f, outcome, blocks), _class_draws(f, outcome, blocks)) for name, f in same.items()}
     scores = _alarm_scores(forecasts, telemetry, site, rules, model)
     before = telemetry if valid_telemetry is None else valid_telemetry
@@ -1058,7 +1134,7 @@ def evaluate(
         model, *(pd.concat([_tidy(d[i], len(rows), model=name) for name, d in draws.items()], ignore_index=True) for i in (0, 1)),
         _differences(draws, model, len(rows)), *(_by_model(lambda f, t=t: t(f, outcome), same) for t in (confusion, reliability)),
         **alarm_tables(scores, telemetry, site, valid, valid_telemetry), events=find_events(telemetry, site),
-        slices=slice_scores(same, outcome, slice_table(outcome, site, _load_edges(valid_targets), truth), blocks))
+        slices=slice_scores(same, outcome, parts, blocks), intervals=_intervals(same, outcome, parts, valid_forecasts, valid_targets))
 
 # %% ../nbs/lib/09_evaluate.ipynb #dcca234e
 def _named(

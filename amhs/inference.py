@@ -30,14 +30,14 @@ class Alarm:
     hysteresis: float  # jobs; it ends below threshold - hysteresis
     budget: float  # false episodes a day it was chosen for, on validation rows
 
-# %% ../nbs/lib/15_inference.ipynb #dba177de
+# %% ../nbs/lib/15_inference.ipynb #361a66fd
 @dataclass(frozen=True)
 class Intervals:
-    "How far from the truth a forecast may be, in jobs"
+    "How far from the truth a forecast may be"
     share: float  # of validation rows that lie within
     rows: int  # validation rows
-    model: dict[str, tuple[float, float]]  # change_<target>_<horizon> -> lower and upper offset of the model's forecast
-    level: dict[str, tuple[float, float]]  # the same of the answer that nothing changes
+    model: dict[str, tuple[float, float]]  # change_<target>_<horizon> -> lower and upper offset of the model's forecast, in units of its spread
+    level: dict[str, tuple[float, float]]  # the same of the answer that nothing changes, jobs
 
 # %% ../nbs/lib/15_inference.ipynb #8399b1c9
 class Package:
@@ -96,22 +96,22 @@ def features(
     row = self.kernel.row(values, minute, end)
     return row if self._reads is None else row[self._reads]
 
-# %% ../nbs/lib/15_inference.ipynb #7f7cfc84
+# %% ../nbs/lib/15_inference.ipynb #0717663b
 @patch
 def forecast(
     self: Package,
     x: np.ndarray,  # float32 (features,)
-) -> np.ndarray:  # float32 (1 + 6 * horizons,): now, then per horizon lowest, average, highest change and three probabilities
+) -> np.ndarray:  # float32 (1 + 9 * horizons,): now, then per horizon lowest, average, highest change and three probabilities; then three spreads each
     "Forecast one row: calibrated, and in agreement with itself."
     return self.engine.forecast(x)
 
-# %% ../nbs/lib/15_inference.ipynb #c87ab847
+# %% ../nbs/lib/15_inference.ipynb #22af976a
 @patch
 def forecasts(
     self: Package,
     X: np.ndarray,  # float32 (rows, features)
     threads: int = 1,  # rows are shared out among them
-) -> np.ndarray:  # float32 (rows, 1 + 6 * horizons)
+) -> np.ndarray:  # float32 (rows, 1 + 9 * horizons)
     "Forecast many rows."
     return self.engine.forecasts(X, threads)
 
@@ -121,14 +121,15 @@ def columns(self: Package) -> list[str]:
     "The columns of a forecast, in order."
     return self.facts["gives"]
 
-# %% ../nbs/lib/15_inference.ipynb #c08f7f44
+# %% ../nbs/lib/15_inference.ipynb #8ac284d8
 @patch
 def surge_class(
     self: Package,
-    forecast: np.ndarray,  # float32 (..., 1 + 6 * horizons)
+    forecast: np.ndarray,  # float32 (..., 1 + 9 * horizons)
 ) -> np.ndarray:  # int8 (..., horizons): 0 flat, 1 slight, 2 surge
     "The classes a forecast decides for."
-    p = np.asarray(forecast, "float64")[..., 1:].reshape(*np.shape(forecast)[:-1], len(self.horizons), OUTPUTS)[..., len(TARGETS):]
+    outputs = np.asarray(forecast, "float64")[..., 1 : 1 + OUTPUTS * len(self.horizons)]
+    p = outputs.reshape(*outputs.shape[:-1], len(self.horizons), OUTPUTS)[..., len(TARGETS):]
     gain = np.where(self._shares > 0, p / np.maximum(self._shares, 1e-12), -1.0)
     best = gain >= gain.max(axis=-1, keepdims=True) * (1 - 1e-5)
     return np.where(best, p, -1.0).argmax(axis=-1).astype(np.int8)

@@ -7,7 +7,7 @@ __all__ = ['NOW', 'MODELS', 'heads', 'align', 'ordered', 'surge_class', 'pick_de
            'Forecaster', 'Persistence', 'Linear', 'Boosted', 'informative', 'calibrated', 'log_loss', 'fit_calibration',
            'ModelKind', 'make_model', 'load_model']
 
-# %% ../nbs/lib/08_model.ipynb #3a0573b3
+# %% ../nbs/lib/08_model.ipynb #5996c844
 import json, os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,12 +28,13 @@ from pydantic import Field
 from .config import CLASSES, HORIZONS_MIN, TARGETS, Count, Feature, Frozen, Share, checked
 from .core import InputError, ModelError, ParameterError, atomic_path, nearest, read_json, sha256_file, sha256_json
 from .smooth import Smooth, fit_smooth, no_smooth, passed_on, read_smooth, widened, write_smooth
+from .spread import class_edges, class_rows, class_slope, error_quantiles
 
-# %% ../nbs/lib/08_model.ipynb #75024d47
+# %% ../nbs/lib/08_model.ipynb #dfaccbaa
 def heads(
     horizons: Sequence[int] = HORIZONS_MIN,  # minutes ahead
 ) -> list[str]:  # names of target columns, in a fixed order
-    "The target columns that a full set of models answers."
+    "The target columns that a model foresees."
     return [name for h in horizons for name in (*(f"change_{t}_{h}" for t in TARGETS), f"surge_class_{h}")]
 
 # %% ../nbs/lib/08_model.ipynb #c71dd589
@@ -88,11 +89,11 @@ def _check_targets(
     if holes := [c for c in heads(horizons) if not np.isfinite(targets[c].to_numpy()).all()]:
         raise InputError("targets hold unknown values", got=holes, fix="drop rows whose future is not complete")
 
-# %% ../nbs/lib/08_model.ipynb #46f3c2c4
+# %% ../nbs/lib/08_model.ipynb #ce690ae9
 def _forecast_columns(horizons: Sequence[int]) -> list[str]:
     "The columns of a forecast, in order."
     per = [(*(f"change_{t}_{h}" for t in TARGETS), *(f"prob_{c}_{h}" for c in CLASSES)) for h in horizons]
-    return ["now", *(name for columns in per for name in columns)]
+    return ["now", *(name for columns in per for name in columns), *(f"spread_{t}_{h}" for h in horizons for t in TARGETS)]
 
 # %% ../nbs/lib/08_model.ipynb #49685d49
 def ordered(
@@ -145,7 +146,7 @@ def pick_device(
                          fix="use device=cpu or auto, or install the `gpu` extra on a machine with a GPU")
     return "cuda" if wanted != "cpu" and _cuda_answers() else "cpu"
 
-# %% ../nbs/lib/08_model.ipynb #73c0630c
+# %% ../nbs/lib/08_model.ipynb #61a1dd53
 class Boosting(Frozen):
     "Hyper-parameters of an XGBoost forecaster; the defaults are V8's."
 
@@ -163,16 +164,15 @@ class Boosting(Frozen):
     objective: Literal["squared", "absolute", "huber"] = "squared"  # error the regressors reduce
     heavy_change: float = Field(50.0, ge=0)  # jobs; rows that move more ...
     heavy_weight: float = Field(3.0, ge=1)  # ... count so much in the regressors
-    balance: Share = 0.0  # 0: every row counts alike in the classifier; 1: every class
     early_stopping: int = Field(0, ge=0)  # rounds without gain on validation; 0: never stop early
     calibrate: bool = False  # fit the probabilities to the validation block
     ordered: bool = False  # make the forecasts agree with each other
-    smooth: bool = False  # the trees also read a smooth forecast of every change
+    smooth: bool = False  # the trees also read a smooth forecast; intervals and classes come from its spread
     rows: int = Field(0, ge=0)  # that the trees learn from at most, evenly spaced; 0: all
     device: Literal["auto", "cpu", "cuda"] = "auto"
     jobs: int = Field(0, ge=0)  # heads trained at once, one thread each; 0: as many as there are cores
 
-# %% ../nbs/lib/08_model.ipynb #28225e22
+# %% ../nbs/lib/08_model.ipynb #ab05232e
 class Hub(Boosting):
     "Hyper-parameters of the `hub` model."
 
@@ -185,7 +185,6 @@ class Hub(Boosting):
     min_child_weight: float = Field(20.0, ge=0)
     objective: Literal["squared", "absolute", "huber"] = "absolute"
     heavy_weight: float = Field(1.0, ge=1)
-    balance: Share = 0.5
     early_stopping: int = Field(40, ge=0)
     calibrate: bool = True
     ordered: bool = True
@@ -293,29 +292,30 @@ def _array(self: Forecaster, features: pd.DataFrame) -> np.ndarray:
         raise ModelError(f"model {self.name} has not been trained", fix="call fit or load_model first")
     return _matrix(features, self.features)
 
-# %% ../nbs/lib/08_model.ipynb #6437391e
+# %% ../nbs/lib/08_model.ipynb #955bf2a2
 @patch
 def predict(
     self: Forecaster,
     features: pd.DataFrame,  # float32 (rows, features), index (line, timestamp)
 ) -> pd.DataFrame:  # forecast table, float32, index as given
     "Forecast every row: changes in jobs, probabilities of the classes."
-    X = self._array(features)
-    now = X[:, self.features.index(NOW)]
-    changes, probs = self._answer(X)
-    if getattr(self.hyper, "ordered", False):
-        changes = ordered(changes, now)
-    return self._table(now, changes, probs, features.index)
-
-# %% ../nbs/lib/08_model.ipynb #1ccaf9c9
-@patch
-def _table(self: Forecaster, now: np.ndarray, changes: np.ndarray, probs: np.ndarray, index: pd.Index) -> pd.DataFrame:
-    "A forecast table from now (rows,), changes (rows, horizons, 3) and probabilities (rows, horizons, 3)."
-    both = np.concatenate([changes, probs], axis=2).reshape(len(now), -1)
-    values = np.column_stack([now, both]).astype(np.float32)
-    forecast = pd.DataFrame(values, index=index, columns=_forecast_columns(self.horizons))
+    forecast = pd.DataFrame(self._values(self._array(features)), features.index, _forecast_columns(self.horizons))
     forecast.attrs = {"model": self.name, "class_shares": self._decides_by()}
     return forecast
+
+# %% ../nbs/lib/08_model.ipynb #e0f5a896
+@patch
+def _values(self: Forecaster, X: np.ndarray) -> np.ndarray:
+    "The numbers of a forecast table, float32 (rows, 1 + 9 * horizons)."
+    changes, probs, spreads = self._answer(X)
+    both = np.concatenate([self._agreed(X, changes), probs], axis=2)
+    return np.column_stack([X[:, self.features.index(NOW)], *(part.reshape(len(X), -1) for part in (both, spreads))]).astype(np.float32)
+
+# %% ../nbs/lib/08_model.ipynb #82d2b52c
+@patch
+def _agreed(self: Forecaster, X: np.ndarray, changes: np.ndarray) -> np.ndarray:
+    "Changes that do not contradict each other, if this model is to give such."
+    return ordered(changes, X[:, self.features.index(NOW)]) if getattr(self.hyper, "ordered", False) else changes
 
 # %% ../nbs/lib/08_model.ipynb #1efabea7
 @patch
@@ -337,12 +337,13 @@ def _reads(self: Persistence, columns: Sequence[str]) -> list[str]:
 def _learn(self: Persistence, X: np.ndarray, targets: pd.DataFrame, valid: tuple | None) -> None:
     "The class shares are all there is to learn."
 
-# %% ../nbs/lib/08_model.ipynb #dffeb021
+# %% ../nbs/lib/08_model.ipynb #12b17f04
 @patch
-def _answer(self: Persistence, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    "No change, and the same probabilities on every row."
+def _answer(self: Persistence, X: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    "No change, and the same probabilities and spreads on every row."
     shares = np.array([self.shares[str(h)] for h in self.horizons])
-    return np.zeros((len(X), *shares.shape)), np.broadcast_to(shares, (len(X), *shares.shape))
+    changes = np.zeros((len(X), len(self.horizons), len(TARGETS)))
+    return changes, np.broadcast_to(shares, (len(X), *shares.shape)), np.ones_like(changes)
 
 # %% ../nbs/lib/08_model.ipynb #7836736d
 @patch
@@ -411,14 +412,14 @@ def _softmax(
     e = np.exp(margins - margins.max(axis=-1, keepdims=True))
     return e / e.sum(axis=-1, keepdims=True)
 
-# %% ../nbs/lib/08_model.ipynb #a93207a8
+# %% ../nbs/lib/08_model.ipynb #da49c34c
 @patch
-def _answer(self: Linear, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    "Lines for the changes, softmax of lines for the classes."
+def _answer(self: Linear, X: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    "Lines for the changes, softmax of lines for the classes; nothing about the spread."
     Z, w = self._standard(X), self.weights
     changes = (Z @ w["coef"].T + w["intercept"]).reshape(len(X), len(self.horizons), len(TARGETS))
     probs = [_softmax(Z @ w[f"coef_{h}"].T + w[f"intercept_{h}"]) for h in self.horizons]
-    return changes, np.stack(probs, axis=1)
+    return changes, np.stack(probs, axis=1), np.ones_like(changes)
 
 # %% ../nbs/lib/08_model.ipynb #4769aab3
 @patch
@@ -429,14 +430,14 @@ def _weigh(self: Linear, X: np.ndarray, head: str, klass: int | None) -> np.ndar
     coef, intercept = (w["coef"], w["intercept"]) if klass is None else (w[f"coef_{h}"], w[f"intercept_{h}"])
     return np.column_stack([Z * coef[row], np.full(len(X), intercept[row])])
 
-# %% ../nbs/lib/08_model.ipynb #984a4b7d
+# %% ../nbs/lib/08_model.ipynb #caa08334
 class Boosted(Forecaster):
-    "Gradient boosted trees: a booster per head."
+    "Gradient boosted trees: a booster per head, but for classes that come from a distribution."
 
     boosters: dict[str, "xgboost.Booster"]  # per head
     smooth: Smooth  # what they start from; without an output if they start from nothing
     used: list[str]  # the columns that the boosters read: features and smooth forecasts
-    calibration: dict[str, dict]  # per classifier: scale and bias
+    calibration: dict[str, dict]  # per horizon: scale and bias of a classifier, or error quantiles and class edges of a distribution
 
 # %% ../nbs/lib/08_model.ipynb #b91ceff7
 def informative(
@@ -466,25 +467,12 @@ def _params(self: Boosted, head: str, device: str, threads: int) -> dict:
         return shared | {"objective": "multi:softprob", "num_class": len(CLASSES), "eval_metric": "mlogloss"}
     return shared | {"objective": _OBJECTIVES[p.objective], "eval_metric": "mae"}
 
-# %% ../nbs/lib/08_model.ipynb #fa90a575
-@patch
-def _class_weights(self: Boosted, horizon_min: int | str) -> np.ndarray:
-    "How much a row of each class counts: 1 / share to the power of `balance`; 1 for a class that never occurs."
-    shares = np.array(self.shares[str(horizon_min)])
-    weights = np.where(shares > 0, np.maximum(shares, 1e-6) ** -self.hyper.balance, 1.0)
-    return weights / (weights * shares).sum()
-
-# %% ../nbs/lib/08_model.ipynb #cc4e58ae
+# %% ../nbs/lib/08_model.ipynb #c4b1ecfd
 @patch
 def _row_weights(self: Boosted, targets: pd.DataFrame, head: str) -> np.ndarray:
     "How much each row counts for one head, float32 (rows,)."
-    h = head.rpartition("_")[2]
-    if head.startswith("surge_class"):
-        weights = self._class_weights(h)[targets[head].to_numpy().astype(int)]
-    else:
-        heavy = np.abs(targets[f"change_max_{h}"].to_numpy()) >= self.hyper.heavy_change
-        weights = np.where(heavy, self.hyper.heavy_weight, 1.0)
-    return weights.astype(np.float32)
+    heavy = np.abs(targets[f"change_max_{head.rpartition('_')[2]}"].to_numpy()) >= self.hyper.heavy_change
+    return np.where(heavy & head.startswith("change"), self.hyper.heavy_weight, 1.0).astype(np.float32)
 
 # %% ../nbs/lib/08_model.ipynb #f1afce94
 def _desks(
@@ -550,7 +538,7 @@ def _workers(self: Boosted, device: str) -> int:
     "Heads trained at once; a GPU is busy enough with one."
     return 1 if device == "cuda" else min(self.hyper.jobs or _cores(), len(heads(self.horizons)))
 
-# %% ../nbs/lib/08_model.ipynb #95d33b0b
+# %% ../nbs/lib/08_model.ipynb #7e6a8aff
 @patch
 def _start(self: Boosted, X: np.ndarray, targets: pd.DataFrame) -> np.ndarray:
     "Choose the columns that the boosters read, fit the smooth forecast; the training rows as the boosters read them."
@@ -562,7 +550,8 @@ def _start(self: Boosted, X: np.ndarray, targets: pd.DataFrame) -> np.ndarray:
     rank = targets.index.get_level_values("timestamp").argsort().argsort()
     self.smooth, left_out = fit_smooth(X, targets[changes].to_numpy(), columns, rank)
     self.used += [f"smooth_{head}" for head in changes]
-    return np.concatenate([X[:, columns], left_out], axis=1)
+    self._weigh_errors(targets, *np.split(left_out.reshape(len(X), 2 * len(self.horizons), -1), 2, axis=1))
+    return np.concatenate([X[:, columns], left_out[:, : len(changes)]], axis=1)
 
 # %% ../nbs/lib/08_model.ipynb #d996d7b3
 @patch
@@ -570,6 +559,12 @@ def _at(self: Boosted) -> list[int]:
     "Where the columns that the boosters read stand in a row widened by the smooth forecasts."
     wide = {name: i for i, name in enumerate([*self.features, *(f"smooth_{head}" for head in _changes(self.horizons))])}
     return [wide[name] for name in self.used]
+
+# %% ../nbs/lib/08_model.ipynb #63c96c1a
+@patch
+def _grown(self: Boosted) -> list[str]:
+    "The heads that have a booster of their own."
+    return _changes(self.horizons) if self.hyper.smooth else heads(self.horizons)
 
 # %% ../nbs/lib/08_model.ipynb #f31fdacc
 @patch
@@ -583,29 +578,32 @@ def _every(self: Boosted, n: int) -> int:
     "The trees learn from every so manieth row."
     return -(-n // self.hyper.rows) if self.hyper.rows else 1
 
-# %% ../nbs/lib/08_model.ipynb #9c007270
+# %% ../nbs/lib/08_model.ipynb #596f0e88
 @patch
 def _learn(self: Boosted, X: np.ndarray, targets: pd.DataFrame, valid: tuple[np.ndarray, pd.DataFrame] | None) -> None:
     "Train all heads on shared bins, then calibrate the classifiers."
     device = pick_device(self.hyper.device)
+    self.calibration = {str(h): {"scale": 1.0, "bias": [0.0] * len(CLASSES)} for h in self.horizons}
     X, workers, every = self._start(X, targets), self._workers(device), self._every(len(X))
-    X_valid, targets_valid = (None, None) if valid is None else (self._columns(valid[0]), valid[1])
-    desks = _desks(X[::every], X_valid[::every] if self.hyper.early_stopping and valid else None, self.hyper.bins, workers)
-    order = sorted(heads(self.horizons), key=lambda head: head.startswith("change"))
-    few = targets.iloc[::every], None if valid is None else targets_valid.iloc[::every]
+    stop = self._columns(valid[0][::every]) if self.hyper.early_stopping and valid else None
+    desks = _desks(X[::every], stop, self.hyper.bins, workers)
+    order = sorted(self._grown(), key=lambda head: head.startswith("change"))
+    few = targets.iloc[::every], None if valid is None else valid[1].iloc[::every]
     tasks = [self._task(head, device, _cores() if device == "cuda" else 1, *few) for head in order]
     with ThreadPoolExecutor(workers) as pool:
         self.boosters = dict(zip(order, pool.map(lambda task: _boost(desks, task), tasks), strict=True))
     self._settle(device, workers)
-    self._calibrate(X_valid, targets_valid)
+    if self.hyper.calibrate and valid:
+        self._calibrate(*valid)
+    self.info["calibration"] = self.calibration
 
-# %% ../nbs/lib/08_model.ipynb #43008755
+# %% ../nbs/lib/08_model.ipynb #f315c9a3
 @patch
 def _settle(self: Boosted, device: str, workers: int) -> None:
     "Forecasts are made on the CPU, whatever trained them; note how the training went."
     for booster in self.boosters.values():
         booster.set_param({"device": "cpu"})
-    rounds = {head: self.boosters[head].num_boosted_rounds() for head in heads(self.horizons)}
+    rounds = {head: self.boosters[head].num_boosted_rounds() for head in self._grown()}
     self.info |= {"device": device, "heads_at_once": workers, "features_used": self.used, "rounds": rounds,
                   "trees": sum(n * (len(CLASSES) if head.startswith("surge") else 1) for head, n in rounds.items())}
 
@@ -635,34 +633,42 @@ def _calibration_error(p: np.ndarray, start: np.ndarray, margins: np.ndarray, cl
     slope = np.concatenate([[(off * margins).sum(axis=1).mean()], off.mean(axis=0)])
     return log_loss(probs, classes) + float(pull @ (p - start)) / 2, slope + pull
 
-# %% ../nbs/lib/08_model.ipynb #53dc2f2c
+# %% ../nbs/lib/08_model.ipynb #61a6341d
 def fit_calibration(
     margins: np.ndarray,  # (rows, 3) log-odds on the validation block
     classes: np.ndarray,  # (rows,) 0, 1, 2
-    weights: np.ndarray,  # (3,) how much a row of each class counted in training
 ) -> dict:  # scale, bias (3,), log loss before and after
     "Find the scale and biases with the least log loss."
     from scipy.optimize import minimize
 
-    start = np.concatenate([[1.0], -np.log(weights)])
+    start = np.array([1.0, 0.0, 0.0, 0.0])
     found = minimize(_calibration_error, start, args=(start, margins, classes), jac=True, method="L-BFGS-B").x
     new = {"scale": float(found[0]), "bias": found[1:].tolist()}
     before = log_loss(_softmax(margins.astype(np.float64)), classes)
     return new | {"log_loss_before": before, "log_loss_after": log_loss(calibrated(margins, new), classes)}
 
-# %% ../nbs/lib/08_model.ipynb #43ae08eb
+# %% ../nbs/lib/08_model.ipynb #8cf865e5
 @patch
-def _calibrate(self: Boosted, X_valid: np.ndarray | None, targets_valid: pd.DataFrame | None) -> None:
-    "Fit each classifier's probabilities to the validation block; without one, only undo the class weights."
-    self.calibration = {}
+def _weigh_errors(self: Boosted, targets: pd.DataFrame, changes: np.ndarray, log_spreads: np.ndarray) -> None:
+    "From forecasts (rows, horizons, 3) of rows not learnt from: how errors are distributed; where the classes end, rows learnt from have shown."
+    most = TARGETS.index("max")
+    for i, h in enumerate(self.horizons):
+        truth, known = targets[f"change_max_{h}"].to_numpy("float64"), self.calibration[str(h)]
+        errors = (truth - changes[:, i, most]) / np.exp(log_spreads[:, i, most].astype("float64"))
+        edges = known.get("edges") or class_edges(truth, targets[f"surge_class_{h}"].to_numpy()).tolist()
+        self.calibration[str(h)] = {"quantiles": error_quantiles(errors).tolist(), "edges": edges}
+
+# %% ../nbs/lib/08_model.ipynb #ace7decd
+@patch
+def _calibrate(self: Boosted, X: np.ndarray, targets: pd.DataFrame) -> None:
+    "Fit the errors, or each classifier's probabilities, to the validation block."
+    if self.hyper.smooth:
+        changes, log_spreads = self._middle(X)
+        return self._weigh_errors(targets, self._agreed(X, changes), log_spreads)
+    X = self._columns(X)
     for h in self.horizons:
-        weights = self._class_weights(h)
-        self.calibration[str(h)] = {"scale": 1.0, "bias": (-np.log(weights)).tolist()}
-        if self.hyper.calibrate and X_valid is not None:
-            classes = targets_valid[f"surge_class_{h}"].to_numpy().astype(int)
-            margins = _margins(self.boosters[f"surge_class_{h}"], X_valid)
-            self.calibration[str(h)] = fit_calibration(margins, classes, weights)
-    self.info["calibration"] = self.calibration
+        classes = targets[f"surge_class_{h}"].to_numpy().astype(int)
+        self.calibration[str(h)] = fit_calibration(_margins(self.boosters[f"surge_class_{h}"], X), classes)
 
 # %% ../nbs/lib/08_model.ipynb #f2340380
 def _margins(booster: "xgboost.Booster", X: np.ndarray) -> np.ndarray:
@@ -670,32 +676,58 @@ def _margins(booster: "xgboost.Booster", X: np.ndarray) -> np.ndarray:
     booster.set_param({"nthread": _cores() if len(X) > 256 else 1})
     return booster.inplace_predict(X, predict_type="margin")
 
-# %% ../nbs/lib/08_model.ipynb #7d383382
+# %% ../nbs/lib/08_model.ipynb #71565efe
 @patch
-def _answer(self: Boosted, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    "Every booster's answer on every row."
-    X = self._columns(X)
-    says = {head: _margins(booster, X) for head, booster in self.boosters.items()}
-    changes = [np.stack([says[f"change_{t}_{h}"] for t in TARGETS], axis=1) for h in self.horizons]
-    probs = [calibrated(says[f"surge_class_{h}"], self.calibration[str(h)]) for h in self.horizons]
-    return np.stack(changes, axis=1), np.stack(probs, axis=1)
+def _middle(self: Boosted, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    "What the trees say of the changes, and the logarithms of their spreads, (rows, horizons, 3) each."
+    wide, shape = widened(self.smooth, X), (len(X), len(self.horizons), len(TARGETS))
+    read = wide[:, self._at()]
+    changes = np.stack([_margins(self.boosters[head], read) for head in _changes(self.horizons)], axis=1).reshape(shape)
+    return changes, wide[:, -len(self.smooth.base) // 2 :].reshape(shape) if self.hyper.smooth else np.zeros(shape)
+
+# %% ../nbs/lib/08_model.ipynb #1e664d09
+@patch
+def _answer(self: Boosted, X: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    "Changes, probabilities and spreads of every row."
+    changes, log_spreads = self._middle(X)
+    spreads, known = np.exp(log_spreads.astype("float64")).astype("float32"), [self.calibration[str(h)] for h in self.horizons]
+    if not self.hyper.smooth:
+        read = self._columns(X)
+        return changes, np.stack([calibrated(_margins(self.boosters[f"surge_class_{h}"], read), k) for h, k in zip(self.horizons, known)], axis=1), spreads
+    changes, probs = self._agreed(X, changes), np.empty((*changes.shape[:2], len(CLASSES)))
+    most = TARGETS.index("max")
+    class_rows(changes[..., most], spreads[..., most], *(np.array([k[name] for k in known]) for name in ("quantiles", "edges")), probs)
+    return changes, probs, spreads
 
 # %% ../nbs/lib/08_model.ipynb #f8a45220
 @patch
 def _decides_by(self: Boosted) -> dict[str, list[float]]:
     return self.shares if self.hyper.calibrate else {}
 
-# %% ../nbs/lib/08_model.ipynb #3ef12cc0
+# %% ../nbs/lib/08_model.ipynb #3a46315b
 @patch
 def _weigh(self: Boosted, X: np.ndarray, head: str, klass: int | None) -> np.ndarray:
     "SHAP contributions (rows, features + base); features no booster reads contribute nothing."
     import xgboost as xgb
 
+    if klass is not None and self.hyper.smooth:
+        return self._weigh_class(X, head.rpartition("_")[2], klass)
     said = self.boosters[head].predict(xgb.DMatrix(self._columns(X)), pred_contribs=True)
     said = said if klass is None else said[:, klass]
     wide = np.zeros((len(X), len(self.features) + len(self.smooth.base)))
     wide[:, self._at()] = said[:, :-1]
     return np.concatenate([passed_on(self.smooth, X, wide), said[:, -1:]], axis=1, dtype=np.float32)
+
+# %% ../nbs/lib/08_model.ipynb #162db4f3
+@patch
+def _weigh_class(self: Boosted, X: np.ndarray, horizon_min: str, klass: int) -> np.ndarray:
+    "Contributions to the log-odds of a class, (rows, features + base)."
+    found, known = self._weigh(X, f"change_max_{horizon_min}", None).astype("float64"), self.calibration[horizon_min]
+    spreads = np.exp(self._middle(X)[1][:, self.horizons.index(int(horizon_min)), TARGETS.index("max")])
+    for row, spread in zip(found, spreads, strict=True):
+        odds, slope = class_slope(row[-1], row.sum(), spread, np.array(known["quantiles"]), np.array(known["edges"]), klass)
+        row[:-1], row[-1] = row[:-1] * slope, odds
+    return found.astype("float32")
 
 # %% ../nbs/lib/08_model.ipynb #5936231d
 @dataclass(frozen=True)
@@ -835,13 +867,13 @@ def _read(self: Linear, folder: Path, state: dict) -> None:
     with np.load(folder / "weights.npz", allow_pickle=False) as arrays:
         self.weights = dict(arrays)
 
-# %% ../nbs/lib/08_model.ipynb #4491a135
+# %% ../nbs/lib/08_model.ipynb #9ac5b48b
 @patch
 def _read(self: Boosted, folder: Path, state: dict) -> None:
     import xgboost as xgb
 
     self.used, self.calibration, self.smooth = state["used"], state["calibration"], read_smooth(folder)
-    self.boosters = {head: xgb.Booster(model_file=folder / f"{head}.ubj") for head in heads(self.horizons)}
+    self.boosters = {head: xgb.Booster(model_file=folder / f"{head}.ubj") for head in self._grown()}
 
 # %% ../nbs/lib/08_model.ipynb #abf43fde
 def load_model(

@@ -9,7 +9,7 @@ __all__ = ['FINDINGS', 'KINDS', 'SEVERITY', 'keep_answers', 'outcome_rows', 'joi
            'Checked', 'check_line', 'plain', 'record', 'finding_days', 'rolling_table', 'whole_days',
            'watched_packages', 'rehearsal', 'check_days', 'all_findings', 'day_table']
 
-# %% ../nbs/lib/18_monitor.ipynb #0d1c56b1
+# %% ../nbs/lib/18_monitor.ipynb #b7d9b743
 import hashlib, json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -21,11 +21,11 @@ import msgspec
 import numpy as np
 import pandas as pd
 
-from .baseline import Joint, coverage_of, day_shifts, effects, expected_error, joint_distance, load_edges, read_distribution
+from .baseline import Joint, day_shifts, effects, expected_error, joint_distance, load_edges, read_distribution
 from .config import CLASSES, HORIZONS_MIN, TARGETS, WINDOW_MIN, MonitorParams, Site
 from .core import InputError, seeded
 from .deployment import package_folder, read_deployment
-from .evaluate import find_episodes, find_events, match_alarms, scores_by_part, slice_table
+from .evaluate import find_episodes, find_events, match_alarms, scores_by_part, slice_table, within
 from .features import build_features
 from .inference import Package, load_package
 from .messages import Answer
@@ -125,31 +125,35 @@ def _indexed(table: pd.DataFrame, line: str) -> pd.DataFrame:
     index = pd.MultiIndex.from_arrays([np.full(len(table), line, object).astype("str"), _stamps(table["minute"])], names=["line", "timestamp"])
     return table.drop(columns="minute").set_axis(index)
 
-# %% ../nbs/lib/18_monitor.ipynb #02fcd995
+# %% ../nbs/lib/18_monitor.ipynb #a23a3b9b
 def _told(answer: Answer) -> list[float]:
-    "An answer's numbers in the order of a forecast's columns."
-    now, found = float("nan") if answer.now is None else answer.now, []
+    "An answer's numbers, in the order of `_told_columns`."
+    nan = float("nan")
+    now, found = nan if answer.now is None else answer.now, []
     for h in answer.horizons:
-        probs = [float("nan")] * len(CLASSES) if h.surge is None else [h.surge.flat, h.surge.slight, h.surge.surge]
-        found += [h.min.level - now, h.avg.level - now, h.max.level - now, *probs]
+        probs, levels = [nan] * len(CLASSES) if h.surge is None else [h.surge.flat, h.surge.slight, h.surge.surge], (h.min, h.avg, h.max)
+        bounds = [nan if b is None else b - now for level in levels for b in (level.low, level.high)]
+        found += [*(level.level - now for level in levels), *probs, *bounds]
     return [now, *found]
 
-# %% ../nbs/lib/18_monitor.ipynb #0de47eee
-def _forecast_columns(horizons: list[int]) -> list[str]:
-    "The columns of a forecast."
-    return ["now", *(n for h in horizons for n in (*(f"change_{t}_{h}" for t in TARGETS), *(f"prob_{c}_{h}" for c in CLASSES)))]
+# %% ../nbs/lib/18_monitor.ipynb #b58397e6
+def _told_columns(horizons: list[int]) -> list[str]:
+    "The columns of a forecast, and the bounds that were told with it."
+    return ["now", *(n for h in horizons for n in (*(f"change_{t}_{h}" for t in TARGETS), *(f"prob_{c}_{h}" for c in CLASSES),
+                                                   *(f"{side}_{t}_{h}" for t in TARGETS for side in ("low", "high"))))]
 
 # %% ../nbs/lib/18_monitor.ipynb #2ef622bc
 def _newest_of_each(rows: pd.DataFrame) -> pd.DataFrame:
     "One prediction a minute: the last that was made; what came out of the cache is about another minute."
     return rows[rows["source"] != "cache"].sort_values(["minute", "made"], kind="stable").drop_duplicates("minute", keep="last")
 
-# %% ../nbs/lib/18_monitor.ipynb #7b5c4231
+# %% ../nbs/lib/18_monitor.ipynb #e431004f
 def _forecasts_of(rows: pd.DataFrame, line: str) -> pd.DataFrame:
     "Predictions of the store as forecasts."
     told = [msgspec.json.decode(a, type=Answer) for a in rows["answer"]]
     horizons = [h.horizon_min for h in told[0].horizons] if told else list(HORIZONS_MIN)
-    table = pd.DataFrame(np.array([_told(a) for a in told]).reshape(len(told), 1 + 6 * len(horizons)), columns=_forecast_columns(horizons))
+    columns = _told_columns(horizons)
+    table = pd.DataFrame(np.array([_told(a) for a in told]).reshape(len(told), len(columns)), columns=columns)
     score = [float("nan") if a.alarm.score is None else a.alarm.score for a in told]
     kept = {n: rows[n].to_numpy() for n in ("minute", "id", "made", "source", "alarm", "model")}
     return _indexed(table.astype("float32").assign(score=score, **kept), line)
@@ -269,12 +273,12 @@ def _limits(table: pd.DataFrame, base: Mapping, days: float, spreads: float) -> 
     wrong = np.where(table["metric"].isin(_LESS_IS_BETTER), table["value"] > table["high"], table["value"] < table["low"])
     return table.assign(outside=wrong & table["metric"].isin([*_LESS_IS_BETTER, *_MORE_IS_BETTER])).drop(columns=["spread", "days"])
 
-# %% ../nbs/lib/18_monitor.ipynb #1347c3d8
-def _scores_of(forecast: pd.DataFrame, targets: pd.DataFrame, parts: pd.DataFrame, intervals: Mapping) -> pd.DataFrame:
+# %% ../nbs/lib/18_monitor.ipynb #27b92fbf
+def _scores_of(forecast: pd.DataFrame, targets: pd.DataFrame, parts: pd.DataFrame) -> pd.DataFrame:
     "Every number of all rows, and those that matter most of every slice."
     whole = scores_by_part(forecast, targets, np.zeros(len(targets), int))["all"].rename("value").reset_index()
     found = [whole.assign(slice="all", part="", n=len(targets))]
-    held = coverage_of(forecast, targets, intervals).mean()
+    held = within(forecast.filter(regex="^(low|high)_").dropna(), targets.loc[forecast.filter(like="low_").notna().all(axis=1)]).mean()
     heads = [name.split("_") for name in held.index]
     found.append(pd.DataFrame({"horizon_min": [int(h[2]) for h in heads], "target": [h[1] for h in heads], "metric": "coverage",
                                "value": held.to_numpy(), "slice": "all", "part": "", "n": len(targets)}))
@@ -285,7 +289,7 @@ def _scores_of(forecast: pd.DataFrame, targets: pd.DataFrame, parts: pd.DataFram
     table = pd.concat(found, ignore_index=True)
     return table[(table["slice"] == "all") | table["metric"].isin(["mae", "skill", "balanced_accuracy"])]
 
-# %% ../nbs/lib/18_monitor.ipynb #fa77c13a
+# %% ../nbs/lib/18_monitor.ipynb #92b13982
 def performance_table(
     forecast: pd.DataFrame,  # of the model
     targets: pd.DataFrame,  # what then happened
@@ -301,7 +305,7 @@ def performance_table(
         return pd.DataFrame(columns=[*_KEY, "value", "n", "centre", "low", "high", "outside"])
     edges = base.get("load_edges") or load_edges(truth)
     parts = slice_table(truth, package.site, edges).drop(columns="line", errors="ignore")
-    return _limits(_scores_of(told, truth, parts, package.intervals.model), base, len(rows) / 1440, params.spreads)
+    return _limits(_scores_of(told, truth, parts), base, len(rows) / 1440, params.spreads)
 
 # %% ../nbs/lib/18_monitor.ipynb #c795c3ff
 def _value(scores: pd.DataFrame, metric: str, target: str, horizon_min: int = 10, column: str = "value") -> float:

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PROVEN', 'SINGLE_ROWS', 'TURNS', 'NEEDS', 'build_engines', 'validation_rows', 'proof_rows', 'prove', 'time_engines',
-           'candidate_table', 'choose_alarm', 'conformal', 'coverage', 'resolved_rules', 'example_window', 'licences',
+           'candidate_table', 'choose_alarm', 'conformal', 'resolved_rules', 'example_window', 'licences',
            'write_package', 'replay', 'interval_table', 'contents', 'alarm_table', 'licence_table', 'refused_table']
 
-# %% ../nbs/lib/16_package.ipynb #6fcc743c
+# %% ../nbs/lib/16_package.ipynb #acdc8018
 import json, math
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, distribution
@@ -18,11 +18,11 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from .baseline import make_baseline
+from .baseline import load_edges, make_baseline
 from .config import TARGETS, Criteria, InferenceParams
 from .core import AmhsError, ModelError, atomic_path, read_json, seeded, sha256_file, sha256_json, sha256_tree, write_json
-from .develop import Labelled, block
-from .evaluate import alarm_curve, alarm_score, choose_threshold
+from .develop import Labelled, block, forecast_block
+from .evaluate import alarm_curve, alarm_score, choose_threshold, interval_offsets, interval_scores, slice_table
 from .features import build_features, compile_features
 from .engines import ENGINES, OUTPUTS, Engine, make_engine, seal
 from .inference import Alarm, Intervals, Package, load_package
@@ -85,7 +85,7 @@ def _apart(a: np.ndarray, b: np.ndarray) -> float:
     off = np.abs(np.asarray(a, "float64") - b)
     return float(np.where(np.isnan(a) & np.isnan(b), 0.0, np.where(np.isnan(off), np.inf, off)).max(initial=0.0))
 
-# %% ../nbs/lib/16_package.ipynb #4658e611
+# %% ../nbs/lib/16_package.ipynb #a3a6eb8d
 SINGLE_ROWS = 100  # of the proof's rows are asked one at a time, too
 
 def _proof(engine: Engine, X: np.ndarray, known: pd.DataFrame, limit: float) -> dict:
@@ -93,7 +93,8 @@ def _proof(engine: Engine, X: np.ndarray, known: pd.DataFrame, limit: float) -> 
     said, truth = engine.forecasts(X), known.to_numpy()
     some = np.linspace(0, len(X) - 1, min(SINGLE_ROWS, len(X))).astype(int)
     single = np.stack([engine.forecast(X[i]) for i in some])
-    levels = np.r_[True, np.tile(np.arange(OUTPUTS) < len(TARGETS), len(engine.horizons))]
+    n = len(engine.horizons)
+    levels = np.r_[True, np.tile(np.arange(OUTPUTS) < len(TARGETS), n), np.ones(len(TARGETS) * n, bool)]
     far = max(_apart(said[:, levels], truth[:, levels]), _apart(single[:, levels], truth[some][:, levels]))
     other = [_decided(f, known.iloc[at], engine.horizons) != _decided(truth[at], known.iloc[at], engine.horizons)
              for f, at in ((said, slice(None)), (single, some))]
@@ -173,35 +174,15 @@ def choose_alarm(
     choice = choose_threshold(curve, criteria.max_false_per_day)
     return Alarm(float(choice["threshold"]), float(hysteresis), criteria.max_false_per_day)
 
-# %% ../nbs/lib/16_package.ipynb #ea0d1a77
-def _offsets(
-    errors: np.ndarray,  # (rows,), truth minus forecast, jobs
-    share: float,  # that is to lie within
-) -> tuple[float, float]:  # lower, upper
-    "Between which errors the wanted share lies; the rank is raised by what a sample of this size may miss."
-    rank = min(math.ceil((len(errors) + 1) * (1 + share) / 2), len(errors))
-    ordered = np.sort(errors.astype("float64"))
-    return float(ordered[len(ordered) - rank]), float(ordered[rank - 1])
-
-# %% ../nbs/lib/16_package.ipynb #0389b673
+# %% ../nbs/lib/16_package.ipynb #0e666f65
 def conformal(
     forecast: pd.DataFrame,  # of the validation block
     targets: pd.DataFrame,  # what then happened, same rows
     share: float = 0.9,  # of the rows that is to lie within
-) -> Intervals:  # offsets in jobs
+) -> Intervals:
     "How far the truth lies from a forecast."
-    heads = [c for c in forecast if c.startswith("change")]
-    model = {c: _offsets((targets[c] - forecast[c]).to_numpy(), share) for c in heads}
-    return Intervals(share, len(forecast), model, {c: _offsets(targets[c].to_numpy(), share) for c in heads})
-
-# %% ../nbs/lib/16_package.ipynb #ecc34342
-def coverage(
-    intervals: Intervals,  # from `conformal`
-    forecast: pd.DataFrame,  # of other rows
-    targets: pd.DataFrame,  # what then happened, same rows
-) -> pd.Series:  # by change_<target>_<horizon>, 0 to 1
-    "The share of rows whose truth lies within the interval."
-    return pd.Series({c: float((targets[c] - forecast[c]).between(*o).mean()) for c, o in intervals.model.items()}, name="within")
+    still = pd.DataFrame(0.0, forecast.index, [c for c in forecast if c.startswith("change")])
+    return Intervals(share, len(forecast), *(interval_offsets(said, targets, share) for said in (forecast, still)))
 
 # %% ../nbs/lib/16_package.ipynb #41b9d91c
 def resolved_rules(
@@ -390,16 +371,22 @@ def replay(
     return {"rows": len(some), "level_error": _apart(said, known.to_numpy()), "other_classes": int((package.surge_class(said) != classes).sum()),
             "p50_us": float(np.percentile(us, 50)), "p99_us": float(np.percentile(us, 99))}
 
-# %% ../nbs/lib/16_package.ipynb #47bbc4c8
+# %% ../nbs/lib/16_package.ipynb #9e4276d4
 def interval_table(
     intervals: Intervals,  # from `conformal`
-    within: pd.Series | None = None,  # from `coverage`, of rows nobody has used
-) -> pd.DataFrame:  # one row per target and horizon: offsets in jobs
-    "How wide the intervals are, for people."
-    rows = {head: {"lower": low, "upper": high, "level_lower": intervals.level[head][0], "level_upper": intervals.level[head][1]}
-            for head, (low, high) in intervals.model.items()}
-    table = pd.DataFrame(rows).T.rename_axis("target")
-    return table if within is None else table.assign(within=within)
+    data: Labelled,  # the labelled data set
+    forecaster: Forecaster,  # the confirmed model
+    least: int = 240,  # rows of a slice that counts
+) -> pd.DataFrame:  # one row per target and horizon: mean width in jobs, share within, that of the worst slice, and which it is
+    "How wide the intervals are and how often they hold on rows nobody has used, for people."
+    forecast, targets = forecast_block(data, forecaster, "test")
+    parts = slice_table(targets, data.site, load_edges(block(data.targets, data.times, "valid")), data.truth)
+    scores = interval_scores(forecast, targets, intervals.model, parts, intervals.share)
+    scores["target"] = "change_" + scores["target"] + "_" + scores["horizon_min"].astype(str)
+    whole, sliced = (scores[at].set_index("target") for at in (scores["slice"] == "all", (scores["slice"] != "all") & (scores["n"] >= least)))
+    worst = sliced.reset_index().loc[lambda t: t.groupby("target")["coverage"].idxmin().to_numpy()].set_index("target")
+    return pd.DataFrame({"width": whole["width"], "within": whole["coverage"], "worst_within": worst["coverage"].reindex(whole.index),
+                         "where": (worst["slice"] + ": " + worst["part"]).reindex(whole.index)})
 
 # %% ../nbs/lib/16_package.ipynb #6e3a10a2
 def contents(

@@ -492,11 +492,11 @@ def ask(
     x = features_of(task)
     return Said(task.package.forecast(x), x)
 
-# %% ../nbs/lib/16_serve.ipynb #b3fea291
+# %% ../nbs/lib/16_serve.ipynb #2a748a65
 def offsets_of(
-    found: Mapping[str, Sequence[float]],  # change_<target>_<horizon> -> lower and upper offset, jobs
+    found: Mapping[str, Sequence[float]],  # change_<target>_<horizon> -> lower and upper offset, in units of a forecast's spread
     horizons: Sequence[int],  # minutes ahead
-) -> np.ndarray | None:  # float64 (horizons, 3: min, avg, max; 3: 0, lower, upper), jobs; None: not known
+) -> np.ndarray | None:  # float64 (horizons, 3: min, avg, max; 3: 0, lower, upper), the same units; None: not known
     "How far below and above a forecast the truth may lie."
     return np.array([[(0.0, *found[f"change_{t}_{h}"]) for t in TARGETS] for h in horizons]) if found else None
 
@@ -514,29 +514,30 @@ def class_of(
         likely[i] = probs[i] if gain[i] >= gain.max() * (1 - 1e-5) else -1.0
     return likely.argmax()
 
-# %% ../nbs/lib/16_serve.ipynb #51b8ee0c
+# %% ../nbs/lib/16_serve.ipynb #ddc48cd8
 @njit(cache=True, error_model="numpy")
 def _tell(forecast, offsets, shares, out):
     "Fill `out` (horizons, 13): lowest, average and highest level, each with its bounds, then three probabilities, and the class."
+    spreads = forecast[1 + 6 * len(out) :].astype(np.float64)
     for h in range(len(out)):
         row = forecast[1 + 6 * h : 7 + 6 * h].astype(np.float64)
         for t in range(3):
             for bound in range(3):
-                level = float(forecast[0]) + row[t] + offsets[h, t, bound]
+                level = float(forecast[0]) + row[t] + offsets[h, t, bound] * spreads[3 * h + t]
                 out[h, 3 * t + bound] = np.rint(100.0 * (max(level, 0.0) if bound else level)) / 100.0
         for i in range(3):
             out[h, 9 + i] = np.rint(10_000.0 * row[3 + i]) / 10_000.0
         out[h, 12] = class_of(row[3:], shares[h])
 
-# %% ../nbs/lib/16_serve.ipynb #96200b56
+# %% ../nbs/lib/16_serve.ipynb #c13aa0fc
 @dataclass(frozen=True)
 class Teller:
     "What is known of a package before any request, made ready for one."
 
     horizons: tuple[int, ...]
     shares: np.ndarray  # float64 (horizons, 3), of the classes
-    model: np.ndarray | None  # offsets of the model's levels
-    level: np.ndarray | None  # of the level as it is
+    model: np.ndarray | None  # offsets of the model's levels, in units of their spread
+    level: np.ndarray | None  # of the level as it is, jobs
 
 # %% ../nbs/lib/16_serve.ipynb #1d1b701c
 def teller_of(
@@ -556,33 +557,38 @@ def _numbers(teller: Teller, forecast: np.ndarray, offsets: np.ndarray | None) -
     width = 1 if offsets is None else 3
     return [(Level(*r[:width]), Level(*r[3 : 3 + width]), Level(*r[6 : 6 + width]), r[9:]) for r in out.tolist()]
 
-# %% ../nbs/lib/16_serve.ipynb #d3ab3cbe
+# %% ../nbs/lib/16_serve.ipynb #2923da99
 def horizons_of(
     teller: Teller,  # from `teller_of`
-    forecast: np.ndarray,  # float32 (1 + 6 * horizons,)
+    forecast: np.ndarray,  # float32 (1 + 9 * horizons,)
 ) -> list[Horizon]:
     "A forecast as it is told."
     return [Horizon(h, least, mean, most, Surge(CLASSES[int(p[3])], *p[:3]))
             for h, (least, mean, most, p) in zip(teller.horizons, _numbers(teller, forecast, teller.model))]
 
-# %% ../nbs/lib/16_serve.ipynb #d1bf90a5
+# %% ../nbs/lib/16_serve.ipynb #68593375
 def level_horizons(
     teller: Teller,  # from `teller_of`
     now: float,  # jobs
 ) -> list[Horizon]:
     "What is told when no model speaks: the queue stays as it is, give or take."
-    still = np.zeros(1 + 6 * len(teller.horizons), "float32")
-    still[0] = now
+    n = len(teller.horizons)
+    still = np.concatenate([[now], np.zeros(6 * n), np.ones(3 * n)]).astype("float32")
     return [Horizon(h, *levels) for h, (*levels, _) in zip(teller.horizons, _numbers(teller, still, teller.level))]
 
-# %% ../nbs/lib/16_serve.ipynb #6048972a
+# %% ../nbs/lib/16_serve.ipynb #8fb038ba
+def _peaks(forecast: np.ndarray) -> np.ndarray:
+    "The highest changes of a forecast (1 + 9 * horizons,), by horizon."
+    return forecast[3 : 1 + 6 * (len(forecast) // 9) : 6]
+
+# %% ../nbs/lib/16_serve.ipynb #f401ca6e
 def model_score(
     package: Package,  # knows the surge level
-    forecast: np.ndarray,  # float32 (1 + 6 * horizons,)
+    forecast: np.ndarray,  # float32 (1 + 9 * horizons,)
 ) -> float:  # jobs; -inf while the hub is above the surge level
     "The highest level foreseen: what alarms are decided by, as in `evaluate.alarm_score`."
     now = float(forecast[0])
-    return now + float(forecast[3::6].max()) if now <= package.site.thresholds.surge_level else float("-inf")
+    return now + float(_peaks(forecast).max()) if now <= package.site.thresholds.surge_level else float("-inf")
 
 # %% ../nbs/lib/16_serve.ipynb #1b171b43
 @patch
@@ -597,11 +603,11 @@ def _alarm(self: Desk, task: Task, said: Said | None) -> Alarm:
     reasons = self._reasons(task, said) if found.alarm and said is not None else []
     return Alarm(found.alarm, found.by, hybrid, None if package is None else limit, known, SEVERITIES[verdict.severity], list(verdict.fired), reasons)
 
-# %% ../nbs/lib/16_serve.ipynb #2a6ac39b
+# %% ../nbs/lib/16_serve.ipynb #a67120c9
 @patch
 def _reasons(self: Desk, task: Task, said: Said) -> list[Reason]:
     "What moved the highest level foreseen most."
-    highest = task.package.horizons[int(said.forecast[3::6].argmax())]
+    highest = task.package.horizons[int(_peaks(said.forecast).argmax())]
     return [Reason(name, round(jobs, 2)) for name, jobs in task.package.contributions(said.features, highest, "max", self.serving.reasons)]
 
 # %% ../nbs/lib/16_serve.ipynb #bd2e111a

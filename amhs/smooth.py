@@ -17,21 +17,23 @@ from numba import njit
 # %% ../nbs/lib/07_smooth.ipynb #118980cd
 LIMIT = 4.0  # standard deviations; on a later block of the simulated hub 3 to 8 are alike, a nearer limit runs away less
 
-# %% ../nbs/lib/07_smooth.ipynb #70de6b58
+# %% ../nbs/lib/07_smooth.ipynb #0e5550b1
 class Smooth(NamedTuple):
     "A line and a parabola per feature and output"
     reads: np.ndarray  # int64 (features read,), their positions in a row
     mean: np.ndarray  # float64 (features read,)
     scale: np.ndarray  # float64 (features read,), one over the standard deviation
-    line: np.ndarray  # float64 (features read, outputs), jobs per standard deviation
-    bend: np.ndarray  # float64 (features read, outputs), jobs per square of it
-    base: np.ndarray  # float64 (outputs,), jobs
+    line: np.ndarray  # float64 (features read, outputs), per standard deviation
+    bend: np.ndarray  # float64 (features read, outputs), per square of it
+    base: np.ndarray  # float64 (outputs,); outputs are forecasts in jobs, then the logarithms of their spreads
+    least: np.ndarray  # float64 (outputs,), no answer is below
+    most: np.ndarray  # float64 (outputs,), nor above
 
-# %% ../nbs/lib/07_smooth.ipynb #9f1d78d4
+# %% ../nbs/lib/07_smooth.ipynb #f97717a7
 def no_smooth() -> Smooth:  # it has no output
     "Nothing to start from."
     none = np.zeros((0, 0))
-    return Smooth(np.zeros(0, "int64"), np.zeros(0), np.zeros(0), none, none, np.zeros(0))
+    return Smooth(np.zeros(0, "int64"), np.zeros(0), np.zeros(0), none, none, np.zeros(0), np.zeros(0), np.zeros(0))
 
 # %% ../nbs/lib/07_smooth.ipynb #51376452
 @njit(error_model="numpy")
@@ -40,13 +42,13 @@ def _standard(value, mean, scale):
     z = (value - mean) * scale
     return 0.0 if z != z else min(max(z, -LIMIT), LIMIT)
 
-# %% ../nbs/lib/07_smooth.ipynb #d5733b2f
+# %% ../nbs/lib/07_smooth.ipynb #b782eb67
 @njit(error_model="numpy")
 def smooth_row(
     smooth: Smooth,  # from `fit_smooth`, or `no_smooth`
     x: np.ndarray,  # float32 (features,), a row
     total: np.ndarray,  # float64 (outputs,), written over: room to add up
-    out: np.ndarray,  # float32 (outputs,), jobs; written
+    out: np.ndarray,  # float32 (outputs,); written
 ) -> None:
     "The answer to one row, compiled."
     total[:] = smooth.base
@@ -56,7 +58,7 @@ def smooth_row(
         for k in range(len(total)):
             total[k] += z * line[k] + z * z * bend[k]
     for k in range(len(total)):
-        out[k] = total[k]
+        out[k] = min(max(total[k], smooth.least[k]), smooth.most[k])
 
 # %% ../nbs/lib/07_smooth.ipynb #91fab460
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -67,7 +69,7 @@ def _widen(smooth, X, out):
         out[i, :n] = X[i]
         smooth_row(smooth, X[i], total, out[i, n:])
 
-# %% ../nbs/lib/07_smooth.ipynb #24a97006
+# %% ../nbs/lib/07_smooth.ipynb #6863c6a6
 def widened(
     smooth: Smooth,  # from `fit_smooth`, or `no_smooth`
     X: np.ndarray,  # float32 (rows, features)
@@ -79,7 +81,7 @@ def widened(
     _widen(smooth, np.ascontiguousarray(X, "float32"), out)
     return out
 
-# %% ../nbs/lib/07_smooth.ipynb #55f38b92
+# %% ../nbs/lib/07_smooth.ipynb #e49a7115
 _FILE = "smooth.npz"
 
 def write_smooth(
@@ -132,18 +134,31 @@ def _design(
     Z = np.nan_to_num((X - mean) * scale, nan=0.0).clip(-LIMIT, LIMIT)
     return np.concatenate([Z, Z * Z, np.ones((len(Z), 1))], axis=1)
 
-# %% ../nbs/lib/07_smooth.ipynb #979f72cb
-def _sums(
-    X: np.ndarray,  # float32 (rows, features)
-    Y: np.ndarray,  # float (rows, outputs)
-    moments: tuple[np.ndarray, np.ndarray],
-) -> tuple[np.ndarray, np.ndarray]:  # float64 (columns, columns) and (columns, outputs)
-    "The normal equations of some rows."
-    whole, right = 0.0, 0.0
-    for x, y in zip(_parts(X), _parts(Y), strict=True):
-        A = _design(x, *moments)
-        whole, right = whole + A.T @ A, right + A.T @ y
-    return whole, right
+# %% ../nbs/lib/07_smooth.ipynb #2b2837ec
+class _Rows(NamedTuple):
+    "Rows ready for fits, with and without each of their blocks of time"
+    X: np.ndarray  # float32 (rows, features read)
+    moments: tuple[np.ndarray, np.ndarray]
+    blocks: list[np.ndarray]  # int, positions of each block's rows
+    sums: list[np.ndarray]  # float64 (columns, columns), left side of each block's normal equations
+
+# %% ../nbs/lib/07_smooth.ipynb #c81c43dc
+def _ready(
+    X: np.ndarray,  # float32 (rows, features read)
+    order: np.ndarray,  # int (rows,), rank of each row in time
+) -> _Rows:
+    "Cut rows into blocks of time and add up their left sides, which all targets share."
+    X, fold = np.ascontiguousarray(X, "float32"), order * FOLDS // max(len(order), 1)
+    moments, blocks = _moments(X), [np.flatnonzero(fold == f) for f in range(FOLDS)]
+    return _Rows(X, moments, blocks, [sum(A.T @ A for A in (_design(x, *moments) for x in _parts(X[b]))) for b in blocks])
+
+# %% ../nbs/lib/07_smooth.ipynb #8b9b1c77
+def _right_sides(
+    rows: _Rows,
+    Y: np.ndarray,  # float64 (rows, outputs)
+) -> list[np.ndarray]:  # float64 (columns, outputs), of each block
+    "The right sides of the blocks' normal equations."
+    return [sum(_design(x, *rows.moments).T @ y for x, y in zip(_parts(rows.X[b]), _parts(Y[b]), strict=True)) for b in rows.blocks]
 
 # %% ../nbs/lib/07_smooth.ipynb #fe223d75
 def _solved(
@@ -160,15 +175,17 @@ def _solved(
     with threadpool_limits(1, "blas"):  # how many threads there are would show in the last bit
         return solve(whole + np.diag(held), right, assume_a="pos")
 
-# %% ../nbs/lib/07_smooth.ipynb #529166f0
+# %% ../nbs/lib/07_smooth.ipynb #29bb8099
 def _smooth(
     weights: np.ndarray,  # float64 (2 * features + 1, outputs)
     reads: Sequence[int],  # positions of the features
     moments: tuple[np.ndarray, np.ndarray],
+    Y: np.ndarray,  # float64 (rows, outputs), targets: answers keep to their range
 ) -> Smooth:
     "Coefficients in the form of the answer."
     n = len(reads)
-    return Smooth(np.array(reads, "int64"), *moments, np.ascontiguousarray(weights[:n]), np.ascontiguousarray(weights[n:-1]), weights[-1].copy())
+    return Smooth(np.array(reads, "int64"), *moments, np.ascontiguousarray(weights[:n]), np.ascontiguousarray(weights[n:-1]), weights[-1].copy(),
+                  Y.min(axis=0), Y.max(axis=0))
 
 # %% ../nbs/lib/07_smooth.ipynb #4f259bca
 def _left_out_loss(
@@ -180,26 +197,46 @@ def _left_out_loss(
     whole, right = sums
     return squares - 2 * (weights * right).sum(axis=0) + (weights * (whole @ weights)).sum(axis=0)
 
-# %% ../nbs/lib/07_smooth.ipynb #ff1dba58
+# %% ../nbs/lib/07_smooth.ipynb #957b31b0
+def _fit(
+    rows: _Rows,
+    Y: np.ndarray,  # float64 (rows, outputs)
+) -> tuple[np.ndarray, np.ndarray]:  # float64 (columns, outputs), coefficients on all rows; float32 (rows, outputs), answers by fits without them
+    "Fit some targets, the strength chosen on blocks of time left out."
+    sides, n = list(zip(rows.sums, _right_sides(rows, Y), strict=True)), len(Y)
+    whole, right = (sum(part) for part in zip(*sides))
+    weights = {s: [_solved(whole - w, right - r, s * n) for w, r in sides] for s in RIDGES}
+    squares = [(Y[b] ** 2).sum(axis=0) for b in rows.blocks]
+    loss = {s: sum(map(_left_out_loss, sides, squares, found)) for s, found in weights.items()}
+    best = min(RIDGES, key=lambda s: (loss[s] / np.maximum(sum(squares), 1e-12)).sum())
+    left_out, reads = np.empty(Y.shape, "float32"), range(rows.X.shape[1])
+    for b, w in zip(rows.blocks, weights[best], strict=True):
+        left_out[b] = widened(_smooth(w, reads, rows.moments, Y), rows.X[b])[:, len(reads):]
+    return _solved(whole, right, best * n), left_out
+
+# %% ../nbs/lib/07_smooth.ipynb #6461847c
+def _log_spread(
+    errors: np.ndarray,  # float64 (rows, outputs), jobs
+) -> np.ndarray:  # float64 (rows, outputs)
+    "The size of errors, as the second regression sees it."
+    size = np.abs(errors)
+    return np.log(size + np.maximum(0.1 * size.mean(axis=0), 1e-6))
+
+# %% ../nbs/lib/07_smooth.ipynb #d23c4f91
 def fit_smooth(
     X: np.ndarray,  # float32 (rows, features)
-    Y: np.ndarray,  # float (rows, outputs), jobs
+    Y: np.ndarray,  # float (rows, targets), jobs
     reads: Sequence[int],  # positions of the features to read
     order: np.ndarray,  # int (rows,), rank of each row in time
-) -> tuple[Smooth, np.ndarray]:  # fitted on all rows; float32 (rows, outputs), answers to each row by a fit that did not see its block
-    "Fit the smooth forecast, its strength chosen on blocks of time left out."
-    X_read, Y, fold = np.ascontiguousarray(X[:, reads], "float32"), np.asarray(Y, "float64"), order * FOLDS // max(len(order), 1)
-    moments, rows = _moments(X_read), [np.flatnonzero(fold == f) for f in range(FOLDS)]
-    sums = [_sums(X_read[r], Y[r], moments) for r in rows]
-    whole, right = (sum(part) for part in zip(*sums))
-    weights = {s: [_solved(whole - w, right - r, s * len(X)) for w, r in sums] for s in RIDGES}
-    squares = [(Y[r] ** 2).sum(axis=0) for r in rows]
-    loss = {s: sum(map(_left_out_loss, sums, squares, found)) for s, found in weights.items()}
-    best = min(RIDGES, key=lambda s: (loss[s] / np.maximum(sum(squares), 1e-12)).sum())
-    left_out = np.empty(Y.shape, "float32")
-    for r, w in zip(rows, weights[best], strict=True):
-        left_out[r] = widened(_smooth(w, reads, moments), X[r])[:, X.shape[1]:]
-    return _smooth(_solved(whole, right, best * len(X)), reads, moments), left_out
+) -> tuple[Smooth, np.ndarray]:  # fitted on all rows; float32 (rows, 2 * targets), answers to each row by a fit that did not see its block
+    "Fit a smooth forecast of every target and, beside them, of the logarithm of its spread."
+    rows, Y = _ready(X[:, reads], order), np.asarray(Y, "float64")
+    weights, left_out = _fit(rows, Y)
+    sizes = _log_spread(Y - left_out)
+    spread, spread_left_out = _fit(rows, sizes)
+    both = (np.concatenate(pair, axis=1) for pair in ((weights, spread), (Y, sizes), (left_out, spread_left_out)))
+    weights, Y, left_out = both
+    return _smooth(weights, reads, rows.moments, Y), left_out
 
 # %% ../nbs/lib/07_smooth.ipynb #4b197224
 MOST_PASSED = 2.0  # times what a feature adds to an answer
@@ -220,7 +257,7 @@ def _pass_on(smooth, x, booked, out):
         for i in range(n):
             out[smooth.reads[i]] += factor * parts[i] + rest * abs(parts[i])
 
-# %% ../nbs/lib/07_smooth.ipynb #2bb5caec
+# %% ../nbs/lib/07_smooth.ipynb #f7cd81db
 def passed_on(
     smooth: Smooth,  # from `fit_smooth`, or `no_smooth`
     X: np.ndarray,  # float32 (rows, features)

@@ -21,7 +21,7 @@ KINDS = {
     "hub": ("hub", {"trees": 25, "depth": 4, "early_stopping": 5}),  # absolute error, one starting value per class, cut back to its best round
     "deep": ("hub", {"trees": 8, "depth": 9, "early_stopping": 0, "bins": 256, "min_child_weight": 1.0}),
     "v8": ("v8", {"trees": 12, "depth": 6}),  # squared error, neither calibrated nor ordered
-    "huber": ("hub", {"trees": 6, "depth": 3, "objective": "huber", "early_stopping": 0}),
+    "huber": ("hub", {"trees": 6, "depth": 3, "objective": "huber", "early_stopping": 0, "smooth": False}),
     "stump": ("v8", {"trees": 1, "depth": 1}),
 }
 
@@ -53,6 +53,12 @@ def model(request):
 @pytest.fixture(scope="module")
 def engines(model):
     return {kind: make_engine(kind, model) for kind in ENGINES}
+
+
+def finish(n, **changes):
+    "What turns margins of `n` horizons into forecasts and changes nothing."
+    plain = Finish(np.ones(n), np.zeros((n, 3)), np.zeros((n, 99)), np.zeros((n, 2)), False, 0, -1)
+    return plain._replace(**changes)
 
 
 def odd_rows(model, rows=330):
@@ -95,7 +101,7 @@ def test_one_row_many_rows_and_threads_agree(model, engines, rows):
     X = odd_rows(model)[40 : 40 + rows]
     for engine in engines.values():
         many = engine.forecasts(X)
-        assert many.shape == (rows, 1 + OUTPUTS * 3)
+        assert many.shape == (rows, 1 + 9 * 3)
         assert np.array_equal(engine.forecasts(X, threads=2), many, equal_nan=True)
     single = [engines["forest"].forecast(x) for x in X]
     assert all(np.array_equal(a, b, equal_nan=True) for a, b in zip(single, engines["forest"].forecasts(X), strict=True))
@@ -112,9 +118,8 @@ def test_other_memory_layouts_are_read_right(engines, model):
 
 def test_contributions_are_xgboosts_approximate_ones_and_add_up(model, engines):
     X = odd_rows(model)[40:80]
-    for output, (head, klass) in {2: ("change_max_10", None), 9: ("surge_class_15", 0)}.items():
+    for output, head in {2: "change_max_10", 7: "change_avg_15"}.items():
         theirs = model.boosters[head].predict(xgb.DMatrix(model._columns(X)), pred_contribs=True, approx_contribs=True)
-        theirs = theirs if klass is None else theirs[:, klass]
         wide = np.zeros((len(X), len(model.features) + len(model.smooth.base)))
         wide[:, model._at()] = theirs[:, :-1]
         passed = passed_on(model.smooth, X, wide)
@@ -123,6 +128,18 @@ def test_contributions_are_xgboosts_approximate_ones_and_add_up(model, engines):
             assert np.allclose(ours, passed[i], atol=2e-3)
             assert ours.sum() + theirs[i, -1] == pytest.approx(engines["forest"].margins(X[i : i + 1]).ravel()[output], abs=5e-3)
     assert engines["onnx"].weigh(X[0], 2) is None
+
+
+def test_contributions_to_a_class_are_those_to_the_highest_change(model, engines):
+    "Scaled to the log-odds that lie between where the trees start and what they say."
+    forest = engines["forest"]
+    if forest.finish.spread < 0:
+        pytest.skip("this model has a classifier of its own")
+    for x in odd_rows(model)[40:60]:
+        change, odds = forest.weigh(x, 8), {k: forest.weigh(x, 9 + k) for k in range(3)}
+        moved = np.abs(change) > 1e-9
+        slopes = {k: odds[k][moved] / change[moved] for k in odds}
+        assert all(np.allclose(s, s[0]) for s in slopes.values()) and slopes[0][0] <= 0 <= slopes[2][0]
 
 
 def test_saved_and_loaded_they_say_the_same(model, engines, tmp_path):
@@ -185,7 +202,7 @@ def random_trees(draw):
 
 @given(random_trees(), hnp.arrays("float32", (9, 3), elements=st.sampled_from([np.nan, -1, 0, 0.25, 0.5, 2, 3, -np.inf, np.inf]).map(np.float32)))
 def test_any_trees_are_walked_right(trees, X):
-    forest = light.Forest(["a", "b", "c"], [10], Finish(np.ones(1), np.zeros((1, 3)), False, 0), no_smooth(), fill_up(trees))
+    forest = light.Forest(["a", "b", "c"], [10], finish(1), no_smooth(), fill_up(trees))
     known = np.stack([naive(trees, x) for x in X])
     assert np.array_equal(forest.margins(X).reshape(9, 6), known)
     assert np.array_equal(forest.forecast(X[0])[1:4], known[0, :3])
@@ -204,7 +221,7 @@ def test_many_features_and_thresholds_take_wider_nodes():
                   np.ones(3 * count, "float32"), np.zeros(6, "float32"))
     perfect = fill_up(trees)
     assert perfect.nodes.dtype == np.uint32
-    forest = light.Forest([f"f{i}" for i in range(n)], [10], Finish(np.ones(1), np.zeros((1, 3)), False, 0), no_smooth(), perfect)
+    forest = light.Forest([f"f{i}" for i in range(n)], [10], finish(1), no_smooth(), perfect)
     x = np.random.default_rng(0).uniform(-5, 140, n).astype("float32")
     x[::7] = np.nan
     assert forest.margins(x[None]).ravel()[0] == naive(trees, x)[0]
@@ -226,11 +243,12 @@ numbers = st.floats(-300, 300, width=32)
 @given(hnp.arrays("float32", (4, 3, 6), elements=numbers), hnp.arrays("float32", 4, elements=st.floats(0, 500, width=32)), st.floats(0.1, 2),
        hnp.arrays("float64", (3, 3), elements=st.floats(-3, 3)))
 def test_the_finish_is_what_the_forecaster_does(margins, now, scale, bias):
-    said = finished(margins, now, Finish(np.full(3, scale), bias, True, 0))[:, 1:].reshape(4, 3, OUTPUTS)
+    flat, level = margins.reshape(4, 18), now[:, None]
+    said = finished(flat, level, finish(3, scale=np.full(3, scale), bias=bias, ordered=True))[:, 1:19].reshape(4, 3, OUTPUTS)
     assert np.array_equal(said[:, :, :3], ordered(margins[:, :, :3], now))
     for h in range(3):
         assert np.allclose(said[:, h, 3:], calibrated(margins[:, h, 3:], {"scale": scale, "bias": bias[h]}), atol=1e-6)
-    plain = finished(margins, now, Finish(np.ones(3), bias, False, 0))[:, 1:].reshape(4, 3, OUTPUTS)
+    plain = finished(flat, level, finish(3, bias=bias))[:, 1:19].reshape(4, 3, OUTPUTS)
     assert np.array_equal(plain[:, :, :3], margins[:, :, :3])
 
 

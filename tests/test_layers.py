@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"core"}, {"answers", "messages", "processes", "load", "door"},
-    {"config", "client"}, {"pages"}, {"documents"}, {"telemetry"}, {"simulate", "quality", "features", "targets", "rules", "smooth"},
+    {"config", "client"}, {"pages"}, {"documents"}, {"telemetry"}, {"simulate", "quality", "features", "targets", "rules", "smooth", "spread"},
     {"model"}, {"evaluate", "plots", "engines"}, {"inference", "baseline", "store", "oracle"},
     {"develop", "deployment", "access"}, {"registry"}, {"package", "serve", "schedule"},
     {"api", "bento", "offline", "board"}, {"sections"}, {"dashboard"}, {"integration"},

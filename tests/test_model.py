@@ -61,7 +61,9 @@ def test_forecast_table(name):
     features = later()
     forecast = trained(name).predict(features)
     per = [[*(f"change_{t}_{h}" for t in TARGETS), *(f"prob_{c}_{h}" for c in CLASSES)] for h in HORIZONS_MIN]
-    assert list(forecast.columns) == ["now", *sum(per, [])]
+    spreads = [f"spread_{t}_{h}" for h in HORIZONS_MIN for t in TARGETS]
+    assert list(forecast.columns) == ["now", *sum(per, []), *spreads]
+    assert (forecast[spreads] > 0).all(axis=None) and (name == "hub") == (forecast[spreads].nunique() > 1).all()
     assert forecast.index.equals(features.index)
     assert set(forecast.dtypes) == {np.dtype("float32")}
     assert forecast.notna().all(axis=None)
@@ -194,19 +196,19 @@ def flip(path):
 
 def forge(path):
     card = json.loads(path.read_text())
-    card["state"]["calibration"]["10"]["scale"] = 9.0
+    card["state"]["calibration"]["10"]["edges"] = [1.0, 2.0]
     path.write_text(json.dumps(card))
 
 
 @pytest.mark.parametrize(("file", "harm"), [
-    ("change_max_10.ubj", flip), ("surge_class_25.ubj", flip), ("change_avg_15.ubj", lambda p: p.unlink()),
+    ("change_max_10.ubj", flip), ("smooth.npz", flip), ("change_avg_15.ubj", lambda p: p.unlink()),
     ("model.json", forge), ("model.json", lambda p: p.write_text("{")), ("model.json", lambda p: p.write_text("[]")),
     ("model.json", lambda p: p.unlink()),
 ])
 def test_damaged_models_are_refused(file, harm, tmp_path):
     folder = trained("hub").save(tmp_path / "m")
     harm(folder / file)
-    with pytest.raises(ModelError, match=file if file.endswith("ubj") else "model"):
+    with pytest.raises(ModelError, match="model" if file.endswith("json") else file):
         load_model(folder)
 
 
@@ -248,6 +250,17 @@ def test_contributions_add_up_to_the_change(name, horizon_min):
         assert (off < 1e-3).mean() > (0.5 if name == "linear" else 0.999999)  # linear forecasts are put in order
 
 
+def test_contributions_to_a_class_are_those_to_the_highest_change():
+    "In log-odds: they add up to the probability told, and a feature that lifts the change lifts the surge."
+    features, model = later(), make_model("hub", **SMALL["hub"], ordered=False).fit(*blocks(*hub())[0])
+    forecast, change = model.predict(features), model.explain(features, "max", 15)
+    for klass, side in (("flat", -1), ("surge", 1)):
+        why = model.explain(features, klass, 15)
+        odds = np.log(forecast[f"prob_{klass}_15"] / (1 - forecast[f"prob_{klass}_15"])).clip(-12, 12)
+        assert (why.sum(axis=1) - odds).abs().max() < 0.02
+        assert (np.sign(why.drop(columns="base")) == side * np.sign(change.drop(columns="base"))).to_numpy()[np.abs(change.drop(columns="base")) > 0.1].mean() > 0.95
+
+
 @pytest.mark.parametrize("name", ["linear", "v8"])
 def test_contributions_add_up_to_the_log_odds(name):
     features = later()
@@ -283,10 +296,10 @@ def mean_log_loss(model, features, targets):
                     for h in model.horizons])
 
 
-def test_calibration_improves_probabilities_of_rare_classes():
-    "Classes weighted alike make rare surges look common; calibration on one block holds on the next."
+def test_calibration_improves_the_probabilities_of_a_classifier():
+    "Trees grown too far are too sure of themselves; calibration on one block holds on the next."
     train, valid, test = blocks(*hub(3000, noise=14, edges=(30, 60)), valid=(0.4, 0.7))
-    hyper = {"trees": 80, "early_stopping": 0, "balance": 0.0, "learning_rate": 0.3, "min_child_weight": 1.0, "horizons": (10, 25)}
+    hyper = {"trees": 80, "early_stopping": 0, "smooth": False, "learning_rate": 0.3, "min_child_weight": 1.0, "horizons": (10, 25)}
     plain = make_model("hub", **hyper, calibrate=False).fit(*train, valid)
     calibrated = make_model("hub", **hyper, calibrate=True).fit(*train, valid)
     assert min(plain.shares["10"]) < 0.1
@@ -294,11 +307,18 @@ def test_calibration_improves_probabilities_of_rare_classes():
     assert all(c["log_loss_after"] < c["log_loss_before"] for c in calibrated.calibration.values())
 
 
-def test_class_weights_are_undone_without_a_validation_block():
-    train, _, test = blocks(*hub(3000, noise=14, edges=(30, 60)), valid=(0.4, 0.7))
-    forecast = make_model("hub", trees=40, balance=1.0, horizons=(10,)).fit(*train).predict(test[0])
-    expected = test[1]["surge_class_10"].eq(2).mean()
-    assert forecast["prob_surge_10"].mean() == pytest.approx(expected, abs=0.05)
+@pytest.mark.parametrize("calibrate", [True, False])
+def test_classes_from_a_distribution_mean_what_they_say(calibrate):
+    "With errors counted on the validation block, and with those of rows left out of the smooth fit; better than a classifier that is calibrated."
+    train, valid, test = blocks(*hub(3000, noise=14, edges=(30, 60)), valid=(0.4, 0.7))
+    hyper = {"trees": 60, "early_stopping": 0, "learning_rate": 0.1, "horizons": (10,)}
+    model = make_model("hub", **hyper, calibrate=calibrate).fit(*train, valid)
+    forecast, truth = model.predict(test[0]), test[1]["surge_class_10"]
+    assert set(model.boosters) == {"change_min_10", "change_avg_10", "change_max_10"}
+    for k, name in enumerate(CLASSES):
+        assert forecast[f"prob_{name}_10"].mean() == pytest.approx(truth.eq(k).mean(), abs=0.06)
+    classifier = make_model("hub", **hyper, smooth=False, calibrate=True).fit(*train, valid)
+    assert mean_log_loss(model, *test) < mean_log_loss(classifier, *test)
 
 
 def test_same_seed_same_forecast_however_many_at_once():

@@ -25,13 +25,13 @@ def test_a_row_alone_is_a_row_among_others_to_the_bit(found, X):
     many = widened(found, X)
     assert np.array_equal(many[:, :7], X, equal_nan=True) and np.isfinite(many[:, 7:]).all()
     for x, known in zip(X, many):
-        out = np.empty(2, "float32")
-        smooth_row(found, x, np.empty(2), out)
+        out = np.empty(4, "float32")
+        smooth_row(found, x, np.empty(4), out)
         assert np.array_equal(out, known[7:])
     assert np.array_equal(widened(found, np.asfortranarray(X)), many, equal_nan=True)
 
 
-@given(arrays("float32", (3, 7), elements=NUMBERS), arrays("float64", (3, 9), elements=st.floats(-100, 100)))
+@given(arrays("float32", (3, 7), elements=NUMBERS), arrays("float64", (3, 11), elements=st.floats(-100, 100)))
 @settings(max_examples=60, deadline=None)
 def test_what_is_passed_on_adds_up(found, X, booked):
     told = passed_on(found, X, booked)
@@ -56,6 +56,23 @@ def test_noise_is_not_learnt():
     assert np.corrcoef(widened(smooth, X)[:, 80], Y[:, 0])[0, 1] > 0.5, "or the test proves nothing"
 
 
+def test_where_it_is_harder_to_foresee_it_says_so():
+    "Noise three times as strong on one side: so is the spread, on rows it has not seen."
+    rng = np.random.default_rng(5)
+    X = rng.normal(size=(4000, 3)).astype("float32")
+    Y = X[:, :1] + rng.normal(size=(4000, 1)) * np.where(X[:, 1:2] > 0, 3, 1)
+    _, left_out = fit_smooth(X, Y, range(3), np.arange(4000))
+    wide, narrow = (np.exp(left_out[side, 1]).mean() for side in (X[:, 1] > 0.5, X[:, 1] < -0.5))
+    assert 2 < wide / narrow < 4
+
+
+@given(arrays("float32", (4, 7), elements=NUMBERS))
+@settings(max_examples=40, deadline=None)
+def test_no_answer_leaves_what_was_seen(found, X):
+    told = widened(found, X)[:, 7:]
+    assert (told >= found.least.astype("float32")).all() and (told <= found.most.astype("float32")).all()
+
+
 @pytest.mark.parametrize("rows", [1, 3, 40])
 def test_few_rows_and_useless_columns(rows):
     "Constant, unknown and repeated columns; fewer rows than blocks."
@@ -65,7 +82,7 @@ def test_few_rows_and_useless_columns(rows):
     smooth, left_out = fit_smooth(X, np.ones((rows, 2)) * 5, range(6), np.arange(rows))
     assert np.isfinite(left_out).all() and np.isfinite(widened(smooth, X)[:, 6:]).all()
     if rows == 40:
-        assert np.allclose(widened(smooth, X)[:, 6:], 5, atol=0.2)
+        assert np.allclose(widened(smooth, X)[:, 6:8], 5, atol=0.2)
 
 
 def test_blocks_are_blocks_of_time():
