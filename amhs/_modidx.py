@@ -1938,6 +1938,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'amhs.serve.Serving': ('lib/serve.html#serving', 'amhs/serve.py'),
                             'amhs.serve.Task': ('lib/serve.html#task', 'amhs/serve.py'),
                             'amhs.serve.Teller': ('lib/serve.html#teller', 'amhs/serve.py'),
+                            'amhs.serve._closed': ('lib/serve.html#_closed', 'amhs/serve.py'),
                             'amhs.serve._extent': ('lib/serve.html#_extent', 'amhs/serve.py'),
                             'amhs.serve._holes': ('lib/serve.html#_holes', 'amhs/serve.py'),
                             'amhs.serve._lacks': ('lib/serve.html#_lacks', 'amhs/serve.py'),

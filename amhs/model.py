@@ -7,7 +7,7 @@ __all__ = ['NOW', 'MODELS', 'heads', 'align', 'ordered', 'surge_class', 'pick_de
            'Forecaster', 'Persistence', 'Linear', 'Boosted', 'informative', 'calibrated', 'log_loss', 'fit_calibration',
            'ModelKind', 'make_model', 'load_model']
 
-# %% ../nbs/lib/08_model.ipynb #5996c844
+# %% ../nbs/lib/08_model.ipynb #31805cc7
 import json, os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +25,7 @@ import pandas as pd
 from fastcore.basics import patch
 from pydantic import Field
 
-from .config import CLASSES, HORIZONS_MIN, TARGETS, Count, Feature, Frozen, Share, checked
+from .config import CLASSES, HORIZONS_MIN, TARGETS, Count, Feature, Frozen, checked
 from .core import InputError, ModelError, ParameterError, atomic_path, nearest, read_json, sha256_file, sha256_json
 from .smooth import Smooth, fit_smooth, no_smooth, passed_on, read_smooth, widened, write_smooth
 from .spread import class_edges, class_rows, class_slope, error_quantiles
@@ -658,17 +658,16 @@ def _weigh_errors(self: Boosted, targets: pd.DataFrame, changes: np.ndarray, log
         edges = known.get("edges") or class_edges(truth, targets[f"surge_class_{h}"].to_numpy()).tolist()
         self.calibration[str(h)] = {"quantiles": error_quantiles(errors).tolist(), "edges": edges}
 
-# %% ../nbs/lib/08_model.ipynb #ace7decd
+# %% ../nbs/lib/08_model.ipynb #d54142b3
 @patch
 def _calibrate(self: Boosted, X: np.ndarray, targets: pd.DataFrame) -> None:
     "Fit the errors, or each classifier's probabilities, to the validation block."
+    changes, log_spreads = self._middle(X)
     if self.hyper.smooth:
-        changes, log_spreads = self._middle(X)
-        return self._weigh_errors(targets, self._agreed(X, changes), log_spreads)
-    X = self._columns(X)
-    for h in self.horizons:
-        classes = targets[f"surge_class_{h}"].to_numpy().astype(int)
-        self.calibration[str(h)] = fit_calibration(_margins(self.boosters[f"surge_class_{h}"], X), classes)
+        self._weigh_errors(targets, self._agreed(X, changes), log_spreads)
+    for head in set(self._grown()) - set(_changes(self.horizons)):
+        margins = _margins(self.boosters[head], self._columns(X))
+        self.calibration[head.rpartition("_")[2]] = fit_calibration(margins, targets[head].to_numpy().astype(int))
 
 # %% ../nbs/lib/08_model.ipynb #f2340380
 def _margins(booster: "xgboost.Booster", X: np.ndarray) -> np.ndarray:

@@ -410,7 +410,7 @@ def _layout(
         _LAYOUTS[columns, wanted] = np.array([COLUMNS.index(c) for c in columns]), places, lacking
     return _LAYOUTS[columns, wanted]
 
-# %% ../nbs/lib/16_serve.ipynb #3f14e3da
+# %% ../nbs/lib/16_serve.ipynb #c580b2dc
 @patch
 def take_window(
     self: Desk,
@@ -425,13 +425,23 @@ def take_window(
     row[schema] = rows[-1]
     values = None if lacking or not package else np.ascontiguousarray(rows.T[places])
     if unknown and values is not None:
-        values = carried(values, line.limit_min)
+        values = _closed(values, line.limit_min)
     lag_min = self.clock() / 60 - minute
     problem = self._resting(line) or _lacks(lacking) or self._too_old(lag_min, window.replay)
     problem = problem or ("" if values is None else _holes(values, unknown) or _no_level(values[package.kernel.columns.index("hub_jobs"), -1]))
     inputs = msgspec.msgpack.encode((window.columns, rows.shape[0], rows.tobytes())) if self.serving.keep_inputs else None
     notes = [f"the newest minute is {-lag_min:.0f} min ahead of this machine's clock"] if lag_min < -self.serving.future_up_to_min and not window.replay else []
     return Task(line, role, package, minute, row, values, None, problem, notes, inputs)
+
+# %% ../nbs/lib/16_serve.ipynb #30d2a2ce
+def _closed(values: np.ndarray, limit_min: float) -> np.ndarray:
+    "A window (columns, minutes) with its short holes closed."
+    gone = np.isnan(values).all(axis=0)
+    found = carried(values, limit_min)
+    for first, end in np.flatnonzero(np.diff(np.r_[False, gone, False])).reshape(-1, 2):
+        if end - first > limit_min:
+            found[:, first:end] = np.nan
+    return found
 
 # %% ../nbs/lib/16_serve.ipynb #7c424d07
 def _lacks(columns: list[str]) -> str:
