@@ -281,7 +281,7 @@ def rules_diff(
     texts = [path.read_text(encoding="utf-8") for path in (settings().params / "rules.yaml", proposed_rules(run_id)[0])]
     print(distil.rules_diff(*texts) or "these rules are in use already")
 
-# %% ../nbs/lib/18_serving.ipynb #22e2f498
+# %% ../nbs/lib/18_serving.ipynb #e1e330af
 @rules_app.command("approve")
 def rules_approve(
     run_id: Annotated[str, _RUN],  # of `runs/`
@@ -292,7 +292,7 @@ def rules_approve(
     from amhs.distil import adopt_rules
 
     path, base = proposed_rules(run_id)
-    _adopted(adopt_rules(path, _who(who), why, base, run_id))
+    _adopted(adopt_rules(path, _who(who), why, base, path.parents[2].name))
 
 # %% ../nbs/lib/18_serving.ipynb #c8aaf6e1
 def _adopted(rules: Any) -> None:

@@ -1,5 +1,6 @@
 """Rules learnt: what was planted is found, what is written is valid, what is approved is in use whole and on record."""
 
+import re
 import threading
 from datetime import datetime
 
@@ -55,18 +56,22 @@ def learnt():
 
 def test_planted_rules_are_found(learnt):
     "On days nobody has seen the rules announce nearly all, early, within the budget, and read no column that means nothing."
-    fresh = hub(6, 7)
-    leads, false = distil.make_ground([fresh], SITE, 1, 8).judges[0]((apply_rules(fresh, learnt.proposed)["severity"] >= WARNING).to_numpy())
-    assert np.isfinite(leads).mean() > 0.95 and np.median(leads[np.isfinite(leads)]) >= 15 and false <= 1
+    leads, false = outcome(learnt.proposed, hub(6, 7))
+    assert np.isfinite(leads).mean() > 0.95 and np.nanmedian(leads) >= 15 and false <= 1
     assert 1 <= len(learnt.learnt.rules) <= 5
     assert "lower_lifter_capacity" in learnt.learnt.columns and "hub_oht_util" not in learnt.learnt.columns
 
 
+def outcome(rules, telemetry):
+    "Lead of each event in minutes, NaN if missed; false episodes a day."
+    return distil.make_ground([telemetry], SITE, 1, 8).judges[0]((apply_rules(telemetry, rules)["severity"] >= WARNING).to_numpy())
+
+
 @pytest.mark.parametrize("noise", [0.9, 1.1])
-def test_a_little_noise_gives_nearly_the_same_alarms(learnt, noise):
-    other, fresh = learn(hub(8, 3, noise), hub(4, 4, noise), seed=1), hub(4, 9)
-    here, there = ((apply_rules(fresh, p.proposed)["severity"] >= WARNING).to_numpy() for p in (learnt, other))
-    assert (here & there).sum() / (here | there).sum() > 0.8
+def test_other_days_and_a_little_noise_give_rules_of_the_same_kind_and_worth(learnt, noise):
+    other = learn(hub(8, 3, noise), hub(4, 4, noise), seed=1)
+    leads, false = outcome(other.proposed, hub(6, 7))
+    assert np.isfinite(leads).mean() > 0.95 and np.nanmedian(leads) >= 15 and false <= 1
     danger = {"hub_jobs": ">=", "hub_commands": ">=", "hub_free_slots": "<=", "lower_lifter_capacity": "<="}
     assert all(danger[c.column] == c.operator for p in (learnt, other) for r in p.learnt.rules for c in r.when)
 
@@ -99,18 +104,25 @@ def test_learnt_rules_of_before_have_to_hold_their_place(learnt):
     assert not learn(hub(8, 0), hub(4, 1), learnt.proposed).changes, "what was approved is not proposed again"
 
 
+OURS = """# ours
+name: operators
+rules:
+  level: {severity: 2, when: [hub_jobs >= surge_level]}  # as ever
+  full:
+    when: hub_free_slots < 590
+"""
 columns = st.sampled_from(COLUMNS)
 limits = st.floats(-1e4, 1e4, allow_nan=False, width=32)
 whens = st.lists(st.tuples(columns, st.sampled_from(list(OPERATORS)), limits), min_size=1, max_size=3, unique_by=lambda c: c[0])
 
 
 @given(st.lists(whens, min_size=1, max_size=5))
-@examples(max_examples=40)
+@examples(max_examples=15)
 def test_every_proposal_is_a_rule_file(tmp_path_factory, found):
     "Whatever is learnt can be written, is read back as the same rules, and the diff says how to get there."
     folder = tmp_path_factory.mktemp("rules")
     in_use, path = folder / "rules.yaml", folder / "proposed.yaml"
-    in_use.write_text("# ours\nname: operators\nrules:\n  level: {severity: 2, when: [hub_jobs >= surge_level]}  # as ever\n  full: {when: hub_free_slots < 590}\n")
+    in_use.write_text(OURS)
     rules = [Rule(f"learnt_{i}", WARNING, tuple(Condition(c, o, distil.readable(x, c, SITE)) for c, o, x in when)) for i, when in enumerate(found, 1)]
     before = load_rules(in_use, SITE)
     proposed = RuleSet("operators", (before.rules[0], Rule("full", 1, before.rules[1].when), *rules))
@@ -121,10 +133,11 @@ def test_every_proposal_is_a_rule_file(tmp_path_factory, found):
 
 
 def patched(lines, diff):
-    "A unified diff that covers the whole of a short file, applied by hand."
-    body = [d for d in diff if not d.startswith(("--- ", "+++ ", "@@"))]
-    assert [d[1:] for d in body if d[:1] in " -"] == lines
-    return [d[1:] for d in body if d[:1] in " +"]
+    "A unified diff of one hunk, applied by hand."
+    start = int(re.match(r"@@ -(\d+)", diff[2])[1]) - 1
+    old, new = ([d[1:] for d in diff[3:] if d[0] in signs] for signs in (" -", " +"))
+    assert lines[start : start + len(old)] == old
+    return lines[:start] + new + lines[start + len(old) :]
 
 
 @given(columns, limits)
