@@ -98,13 +98,13 @@ def _day_weights(telemetry: pd.DataFrame, rng: np.random.Generator) -> np.ndarra
     day, names = pd.factorize(telemetry["timestamp"].dt.floor("D"))
     return np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names))[day]
 
-# %% ../nbs/lib/16_distil.ipynb #748facad
+# %% ../nbs/lib/16_distil.ipynb #ecc91587
 def tree_conjunctions(
     telemetry: pd.DataFrame,  # (rows, columns), minutes to learn from
     alarm: np.ndarray,  # bool (rows,), the model's alarm
     directions: dict[str, str],  # from `risk_directions`
     seed: int = 0,  # of the draws
-    n_trees: int = 20,
+    n_trees: int = 20,  # of depth 1, 2, 3, 1, …
     at_most: int = 60,  # conjunctions, those with the largest share of alarm
 ) -> list[tuple[Condition, ...]]:  # one to three conditions each
     "Conjunctions that shallow trees on draws of days find."
@@ -330,7 +330,7 @@ def _better(proposal: Proposal, ground: Ground) -> Proposal:
         return Proposal(proposal.in_use, RuleSet("learnt", ()), proposal.in_use)
     return proposal
 
-# %% ../nbs/lib/16_distil.ipynb #1b0f9610
+# %% ../nbs/lib/16_distil.ipynb #61550ee5
 def proposal_table(
     proposal: Proposal,  # from `learn_rules`
     blocks: Iterable[pd.DataFrame],  # telemetry of training and validation
@@ -346,7 +346,7 @@ def proposal_table(
         leads = np.concatenate([judge(on)[0] for judge, on in zip(ground.judges, alarm, strict=True)])
         caught, false = leads[np.isfinite(leads)], ground.tally(alarm)[1] / sum(len(on) / 1440 for on in alarm)
         change = "new" if rule.name not in before else "" if before[rule.name] == rule else "now a notice"
-        when = " and ".join(condition_text(c, site) for c in rule.when)
+        when = ", ".join(condition_text(c, site) for c in rule.when)
         rows[rule.name] = {"severity": "calm" if rule.calm else SEVERITIES[rule.severity], "change": change, "fires when": when, "events": len(leads),
                            "caught": len(caught), "median_lead_min": np.median(caught) if len(caught) else np.nan, "false_per_day": false}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("rule")
@@ -386,7 +386,7 @@ def _one_line(line: str) -> tuple[str, dict] | None:
         return None
     return next(iter(said.items())) if isinstance(said, dict) and len(said) == 1 else None
 
-# %% ../nbs/lib/16_distil.ipynb #30ace6c7
+# %% ../nbs/lib/16_distil.ipynb #18efe708
 def rules_text(
     proposal: Proposal,  # from `learn_rules`
     text: str,  # the rule file in use
@@ -394,12 +394,13 @@ def rules_text(
 ) -> str:  # the rule file proposed
     "A rule file with what is proposed, and else as it is."
     lines, rules = text.splitlines(), yaml.safe_load(text)["rules"]
-    head = lines[: lines.index("rules:") + 1] if "rules:" in lines else ["rules:"]
+    at = next((i for i, line in enumerate(lines) if line.startswith("rules:")), 0)
+    head = lines[:at] if any(line.startswith("name:") for line in lines[:at]) else [*lines[:at], f"name: {proposal.proposed.name}"]
     severity = {r.name: r.severity for r in proposal.proposed.rules}
     kept = {n: r if severity[n] in (0, r.get("severity", WARNING)) else r | {"severity": severity[n]} for n, r in rules.items() if n in severity}
     new = {r.name: {"severity": r.severity, "when": [condition_text(c, site) for c in r.when]} for r in proposal.learnt.rules if r.name not in rules}
     as_was = {found[0]: (found[1], line) for line in lines if (found := _one_line(line))}
-    return "\n".join([*head, *(as_was[n][1] if n in as_was and as_was[n][0] == r else _line(n, r) for n, r in (kept | new).items())]) + "\n"
+    return "\n".join([*head, "rules:", *(as_was[n][1] if n in as_was and as_was[n][0] == r else _line(n, r) for n, r in (kept | new).items())]) + "\n"
 
 # %% ../nbs/lib/16_distil.ipynb #a35db0a0
 def _line(name: str, rule: dict) -> str:

@@ -132,6 +132,27 @@ def test_every_proposal_is_a_rule_file(tmp_path_factory, found):
     assert patched(in_use.read_text().splitlines(), diff.splitlines()) == path.read_text().splitlines()
 
 
+@pytest.mark.parametrize("text", [
+    "{name: ours, rules: {level: {when: hub_jobs >= 280}}}\n",
+    "rules:  # by line\n  level:\n    when: [hub_jobs >= 280]\nname: ours\n",
+    "rules: {level: {severity: 2, when: hub_jobs >= 280}}\n",
+])
+def test_however_a_rule_file_is_laid_out(tmp_path, text, learnt):
+    in_use, path = tmp_path / "ours.yaml", tmp_path / "proposed.yaml"
+    in_use.write_text(text)
+    before = load_rules(in_use, SITE)
+    found = distil.Proposal(before, learnt.learnt, RuleSet(before.name, (*before.rules, *learnt.learnt.rules)))
+    distil.write_proposal(path, found, SITE, in_use)
+    assert load_rules(path, SITE) == found.proposed
+
+
+def test_lines_stay_apart_and_what_is_missing_fires_nothing():
+    train, valid = (pd.concat([hub(4, s), hub(4, s + 10).assign(line="HUB2", lower_lifter_capacity=np.float32("nan"))], ignore_index=True) for s in (0, 1))
+    found = learn(train.sample(frac=1, random_state=0), valid)
+    leads, false = outcome(found.proposed, hub(4, 7).assign(line="HUB3"))
+    assert found.changes and np.isfinite(leads).mean() > 0.9 and false <= 1
+
+
 def patched(lines, diff):
     "A unified diff of one hunk, applied by hand."
     start = int(re.match(r"@@ -(\d+)", diff[2])[1]) - 1
