@@ -405,7 +405,7 @@ class TrainParams(StageParams):
     device: Literal["auto", "cpu", "cuda"]
     max_change_mae_ratio: float = Field(gt=0)  # validation MAE against persistence, worst horizon
 
-# %% ../nbs/lib/01_config.ipynb #dca69c4b
+# %% ../nbs/lib/01_config.ipynb #c875e0ee
 class EvaluateParams(StageParams):
     "07: the final test, next to named baselines; confirm or refuse."
 
@@ -413,6 +413,7 @@ class EvaluateParams(StageParams):
     baseline_trees: Count  # of the v8 baseline (250 is V8's own)
     bootstrap: Count  # resamples for the intervals
     explained_rows: Count  # rows the explanation is drawn from
+    learnt_rules: int = Field(ge=0)  # rules learnt from the model, at most; 0: none is proposed
 
 # %% ../nbs/lib/01_config.ipynb #09571b41
 class InferenceParams(StageParams):

@@ -12,7 +12,7 @@ __all__ = ['NO_TRUTH', 'SEARCHED', 'Collected', 'collect', 'scope_again', 'outsi
            'with_baselines', 'judge', 'acceptance', 'leaks', 'explain_sample', 'four_comparisons', 'comparison_table',
            'comparison_gates', 'Compared', 'compare_again', 'package_model']
 
-# %% ../nbs/lib/11_develop.ipynb #5da28d97
+# %% ../nbs/lib/11_develop.ipynb #c427d781
 import json, operator, tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ from .core import InputError, atomic_path, read_json, sha256_file, write_json
 from .evaluate import Evaluation, class_scores, evaluate, leak_check, level_scores, paired_difference
 from .features import FEATURE_SETS, build_features, compile_features, feature_table
 from .model import Forecaster, load_model, make_model, surge_class
-from .rules import load_rules
+from .rules import RuleSet, load_rules
 from .simulate import simulate
 from .targets import Split, build_targets, time_folds, time_split
 from .telemetry import SCHEMA, import_files, import_nycflights, read_dataset, write_dataset
@@ -640,11 +640,12 @@ def with_baselines(
     own = f"{forecaster.name} (this)" if forecaster.name in models else forecaster.name
     return {**models, own: forecaster}
 
-# %% ../nbs/lib/11_develop.ipynb #d0f95214
+# %% ../nbs/lib/11_develop.ipynb #b5e7ae00
 def judge(
     data: Labelled,  # the labelled data set
     models: Mapping[str, Forecaster],  # from `with_baselines`
     params: EvaluateParams,  # bootstrap, seed
+    more_rules: Mapping[str, RuleSet] | None = None,  # name -> rules to judge beside those in use
 ) -> Evaluation:  # every table of the evaluation
     "Judge all models on the test block; choose thresholds on the validation block."
     said = {name: (forecast_block(data, m, "valid"), forecast_block(data, m, "test")) for name, m in models.items()}
@@ -653,7 +654,7 @@ def judge(
         {n: test[0] for n, (_, test) in said.items()}, own[1][1], block(data.telemetry, data.times, "test"), data.site,
         valid_forecasts={n: valid[0] for n, (valid, _) in said.items()}, valid_targets=own[0][1],
         valid_telemetry=block(data.telemetry, data.times, "valid"), truth=data.truth, rules=load_rules(site=data.site),
-        n_draws=params.bootstrap, seed=params.seed)
+        n_draws=params.bootstrap, seed=params.seed, more_rules=more_rules)
 
 # %% ../nbs/lib/11_develop.ipynb #7d859995
 def acceptance(

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['SHIFTS', 'MIXED', 'same_rows', 'Blocks', 'make_blocks', 'level_scores', 'class_scores', 'confusion', 'reliability',
            'scores_by_part', 'paired_difference', 'find_events', 'find_episodes', 'match_alarms', 'alarm_score',
-           'rule_score', 'alarm_outcome', 'alarm_curve', 'choose_threshold', 'alarms_at_budgets', 'average_precision',
-           'slice_table', 'slice_scores', 'worst_slice', 'interval_offsets', 'interval_bounds', 'within',
-           'interval_scores', 'future_leaks', 'suspicious_features', 'split_leaks', 'leak_check', 'Evaluation',
-           'alarm_tables', 'evaluate']
+           'rule_score', 'alarm_outcome', 'alarm_judge', 'alarm_curve', 'choose_threshold', 'alarms_at_budgets',
+           'average_precision', 'slice_table', 'slice_scores', 'worst_slice', 'interval_offsets', 'interval_bounds',
+           'within', 'interval_scores', 'future_leaks', 'suspicious_features', 'split_leaks', 'leak_check',
+           'Evaluation', 'alarm_tables', 'evaluate']
 
 # %% ../nbs/lib/09_evaluate.ipynb #48551a44
 import json, math
@@ -633,6 +633,20 @@ def _of_line(
     "One line of a series."
     return series[series.index.get_level_values("line") == line]
 
+# %% ../nbs/lib/09_evaluate.ipynb #73675f10
+def alarm_judge(
+    telemetry: pd.DataFrame,  # the period to judge on, sorted by line and timestamp
+    site: Site,  # surge level and alarm times
+) -> Callable[[np.ndarray], tuple[np.ndarray, float]]:  # alarm, bool (rows,) -> lead per event in minutes, NaN if missed; false episodes a day
+    "Judge one alarm after the other on the same minutes."
+    case = _case(rule_score(telemetry).fillna(0), telemetry, site)
+
+    def judge(alarm):
+        lead, false = _matched(case.events, _runs(case.ticks[alarm], max(case.alarms.merge_gap, 1)), case.alarms.max_lead)
+        return lead[case.judged], float(_ratio(false.sum(), case.days))
+
+    return judge
+
 # %% ../nbs/lib/09_evaluate.ipynb #1b839181
 def _thresholds(
     score: np.ndarray,  # float64 (rows,)
@@ -1055,15 +1069,16 @@ def _by_model(
 # %% ../nbs/lib/09_evaluate.ipynb #c67f6634
 MIXED = ("rules_first", "corrected")  # hybrids in which rules and the model both decide
 
-# %% ../nbs/lib/09_evaluate.ipynb #64d09d83
+# %% ../nbs/lib/09_evaluate.ipynb #c0bb668a
 def _alarm_scores(
     forecasts: Mapping[str, pd.DataFrame],  # name -> forecast
     telemetry: pd.DataFrame,  # holds these minutes
     site: Site,  # surge level
     rules: RuleSet | None,  # operators' rules; None: only the level rule
     model: str,  # the one under judgement
+    more_rules: Mapping[str, RuleSet],  # name -> further rules
 ) -> dict[str, pd.Series]:  # method -> score, all on the same minutes
-    "What could raise an alarm: every forecast, the level rule, the operators' rules, the model under judgement with these."
+    "What could raise an alarm: every forecast, the level rule, the operators' rules, the model under judgement with these, further rules."
     rows = same_rows(forecasts)
     scores = {name: alarm_score(_at(f, rows), site) for name, f in forecasts.items()}
     scores["level rule"] = rule_score(telemetry).reindex(rows)
@@ -1071,7 +1086,7 @@ def _alarm_scores(
         found = apply_rules(telemetry, rules)
         scores["rules"] = found["severity"].rename("score").reindex(rows)
         scores |= {f"{model}, {h}": hybrid_score(scores[model], found, h)["score"] for h in MIXED}
-    return scores
+    return scores | {name: rule_score(telemetry, more).reindex(rows) for name, more in more_rules.items()}
 
 # %% ../nbs/lib/09_evaluate.ipynb #3ae2340f
 def alarm_tables(
@@ -1120,6 +1135,7 @@ def evaluate(
     model: str | None = None,  # the one under judgement, if not the last
     n_draws: int = 500,  # resamples for the intervals
     seed: int = 0,  # of the resamples
+    more_rules: Mapping[str, RuleSet] | None = None,  # name -> further rules, e.g. proposed ones, judged as alarms too
 ) -> Evaluation:  # every table
     "Judge forecasts by every number, on the same rows, in one run."
     model = _named(model, forecasts, valid_forecasts)
@@ -1127,9 +1143,9 @@ def evaluate(
     same, outcome, blocks = {n: _at(f, rows) for n, f in forecasts.items()}, _at(targets, rows), make_blocks(rows, n_draws, seed=seed)
     parts = slice_table(outcome, site, _load_edges(valid_targets), truth)
     draws = {name: (_level_draws(f, outcome, blocks), _class_draws(f, outcome, blocks)) for name, f in same.items()}
-    scores = _alarm_scores(forecasts, telemetry, site, rules, model)
+    scores = _alarm_scores(forecasts, telemetry, site, rules, model, more_rules or {})
     before = telemetry if valid_telemetry is None else valid_telemetry
-    valid = None if valid_forecasts is None else _alarm_scores(valid_forecasts, before, site, rules, model)
+    valid = None if valid_forecasts is None else _alarm_scores(valid_forecasts, before, site, rules, model, more_rules or {})
     return Evaluation(
         model, *(pd.concat([_tidy(d[i], len(rows), model=name) for name, d in draws.items()], ignore_index=True) for i in (0, 1)),
         _differences(draws, model, len(rows)), *(_by_model(lambda f, t=t: t(f, outcome), same) for t in (confusion, reliability)),

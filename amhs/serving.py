@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['deploy_app', 'keys_app', 'rules_app', 'find_package', 'show', 'deploy_put', 'deploy_ls', 'deploy_assign',
            'deploy_rollback', 'deploy_retire', 'deploy_history', 'keys_add', 'keys_ls', 'keys_revoke', 'rules_check',
-           'rules_judge', 'service_environment', 'serve', 'dashboard']
+           'rules_judge', 'proposed_rules', 'rules_diff', 'rules_approve', 'rules_restore', 'rules_history',
+           'service_environment', 'serve', 'dashboard']
 
 # %% ../nbs/lib/18_serving.ipynb #09faff48
 import os, re, sys
@@ -208,8 +209,8 @@ def keys_revoke(
 
     print(f"{revoke_key(id).name}: revoked")
 
-# %% ../nbs/lib/18_serving.ipynb #1063ec96
-rules_app = typer.Typer(name="rules", no_args_is_help=True, rich_markup_mode=None, help="Rule files: check, and judge on telemetry.")
+# %% ../nbs/lib/18_serving.ipynb #41439df5
+rules_app = typer.Typer(name="rules", no_args_is_help=True, rich_markup_mode=None, help="Rule files: check, judge on telemetry, approve what a run proposes.")
 _RULES = typer.Argument(help="A rule file; none: params/rules.yaml.")
 _SITE = typer.Option("--site", help="Site profile, whose thresholds the rules name.")
 
@@ -248,6 +249,75 @@ def rules_judge(
     found = pd.concat([alarm_outcome(score, telemetry, profile, limit).assign(rules=name) for name, (score, limit) in scores.items()])
     columns = ["rules", "line", "events", "caught", "recall", "median_lead_min", "false_per_day"]
     show(found.loc[found["line"].ne("all") | (telemetry["line"].nunique() > 1), columns].round(2), "no telemetry")
+
+# %% ../nbs/lib/18_serving.ipynb #981268d1
+def proposed_rules(
+    run_id: str,  # a run's id or its beginning
+) -> tuple[Path, str]:  # the rule file it proposes, SHA-256 of the one it was made against
+    "What a run proposes, checked against its manifest."
+    from amhs.config import settings
+    from amhs.plan import find_run
+    from amhs.stages import find_stage, outside_name, stage_home, stage_manifest, verified_outputs
+
+    run, stage, name = find_run(run_id), find_stage("evaluate"), "rules.proposed.yaml"
+    home = stage_home(run, stage)
+    if not home or name not in verified_outputs(home, stage):
+        raise InputError("this run proposes no rules", got=run.name, fix="see stage 07 in its report")
+    base = stage_manifest(home, stage)["files"][outside_name(settings().params / "rules.yaml")]["sha256"]
+    return home / stage.folder / "artefacts" / name, base
+
+# %% ../nbs/lib/18_serving.ipynb #f5e67ca6
+_RUN = typer.Argument(metavar="RUN_ID", help="The run that proposes; its beginning is enough.")
+
+
+@rules_app.command("diff")
+def rules_diff(
+    run_id: Annotated[str, _RUN],  # of `runs/`
+) -> None:
+    "Show what a run proposes to change in the rules in use."
+    from amhs import distil
+    from amhs.config import settings
+
+    texts = [path.read_text(encoding="utf-8") for path in (settings().params / "rules.yaml", proposed_rules(run_id)[0])]
+    print(distil.rules_diff(*texts) or "these rules are in use already")
+
+# %% ../nbs/lib/18_serving.ipynb #e1e330af
+@rules_app.command("approve")
+def rules_approve(
+    run_id: Annotated[str, _RUN],  # of `runs/`
+    why: Annotated[str, _WHY],  # kept on record
+    who: Annotated[str | None, _WHO] = None,  # None: who is logged in
+) -> None:
+    "Put the rules a run proposes in use; refused if those in use have changed since."
+    from amhs.distil import adopt_rules
+
+    path, base = proposed_rules(run_id)
+    _adopted(adopt_rules(path, _who(who), why, base, path.parents[2].name))
+
+# %% ../nbs/lib/18_serving.ipynb #c8aaf6e1
+def _adopted(rules: Any) -> None:
+    "Say from when on new rules count."
+    print(f"{rules.version} is in use now: in the next package, and where rules answer alone from the next start of the service")
+
+# %% ../nbs/lib/18_serving.ipynb #d196a45b
+@rules_app.command("restore")
+def rules_restore(
+    version: Annotated[str, typer.Argument(help="A rule set that was in use; see amhs rules history.")],  # of a kept set
+    why: Annotated[str, _WHY],  # kept on record
+    who: Annotated[str | None, _WHO] = None,  # None: who is logged in
+) -> None:
+    "Put a rule set in use that was so before."
+    from amhs.distil import adopt_rules, kept_rules
+
+    _adopted(adopt_rules(kept_rules(version), _who(who), why))
+
+# %% ../nbs/lib/18_serving.ipynb #06d1811b
+@rules_app.command("history")
+def rules_history() -> None:
+    "Every rule set that was put in use: when, by whom, why."
+    from amhs import distil
+
+    show(distil.rules_history(), "the rules were never changed by a command")
 
 # %% ../nbs/lib/18_serving.ipynb #6dbdb010
 def service_environment(

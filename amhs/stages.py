@@ -64,7 +64,7 @@ def notebook(self: Stage) -> str:
     "The stage's notebook, from the project's folder."
     return f"nbs/stages/{self.folder}.ipynb"
 
-# %% ../nbs/lib/19_stages.ipynb #647aaec4
+# %% ../nbs/lib/19_stages.ipynb #f29851b1
 STAGES: tuple[Stage, ...] = (
     Stage("01", "business", "Business definition", "비즈니스 정의", outputs=("scope.json", "criteria.json"), gates=("history_days",),
           deliverables=(Deliverable("requirements", "Requirements definition", "요구사항 정의서"),
@@ -83,7 +83,7 @@ STAGES: tuple[Stage, ...] = (
           deliverables=(Deliverable("validation", "Validation result", "검증 결과"),), gates=("change_mae_ratio",), reenter="develop",
           may_read=("redesign",)),
     Stage("07", "evaluate", "Evaluation and confirmation", "평가 및 확정", ("business", "data", "train"),
-          ("evaluation.json",), optional=("confirmed_model", "comparisons.json"),
+          ("evaluation.json",), optional=("confirmed_model", "comparisons.json", "rules.proposed.yaml"),
           gates=("leaks",), reenter="develop", may_read=("redesign",),
           deliverables=(Deliverable("experiment_report", "Experiment report", "모델 실험 결과서"),)),
     Stage("08", "inference", "Inference development", "추론 개발", ("business", "data", "evaluate"), ("package",),

@@ -10,7 +10,7 @@ LAYERS = [
     {"core"}, {"answers", "messages", "processes", "load", "door"},
     {"config", "client"}, {"pages"}, {"documents"}, {"telemetry"}, {"simulate", "quality", "features", "targets", "rules", "smooth", "spread"},
     {"model"}, {"evaluate", "plots", "engines"}, {"inference", "baseline", "store", "oracle"},
-    {"develop", "deployment", "access"}, {"registry"}, {"package", "serve", "schedule"},
+    {"develop", "deployment", "access"}, {"registry", "distil"}, {"package", "serve", "schedule"},
     {"api", "bento", "offline", "board"}, {"sections"}, {"dashboard"}, {"integration"},
     {"monitor", "alerts"}, {"retrain"}, {"operate"}, {"rehearsal"},
     {"stages"}, {"provenance"}, {"plan"}, {"reports"}, {"compare"}, {"wire"}, {"kernel"}, {"warm"}, {"execute"}, {"runs"},

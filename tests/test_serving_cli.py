@@ -7,9 +7,10 @@ from served import labelled, small_package
 from typer.testing import CliRunner
 
 from amhs.cli import app
-from amhs.core import InputError, ParameterError
+from amhs.core import InputError, ParameterError, project_root, write_json
 from amhs.inference import load_package
 from amhs.serving import find_package, service_environment
+from amhs.stages import identify, outside_name
 from amhs.telemetry import write_dataset
 
 
@@ -104,6 +105,32 @@ def test_rules_are_checked_and_judged(amhs, data, tmp_path):
     mine.write_text("rules:\n  always: {when: [hub_job >= 0]}\n")
     with pytest.raises(ParameterError, match="did you mean hub_jobs"):
         amhs("rules", "check", mine)
+
+
+def test_what_a_run_proposes_is_shown_approved_and_taken_back(amhs, tmp_path, monkeypatch):
+    params, stage = tmp_path / "params", tmp_path / "runs/20260301-090000-demo/07_evaluate"
+    monkeypatch.setenv("AMHS_PARAMS", str(params))
+    shutil.copytree(project_root() / "params", params)
+    in_use, proposed = params / "rules.yaml", stage / "artefacts/rules.proposed.yaml"
+    old = in_use.read_text()
+    proposed.parent.mkdir(parents=True)
+    proposed.write_text(old + "  learnt_1: {severity: 2, when: [hub_commands >= 240]}\n")
+    write_json(stage.parent / "run.json", {"started": "2026-03-01T09:00:00+00:00", "sources": {}})
+    known = {"outputs": {proposed.name: identify(proposed)}, "files": {outside_name(in_use): identify(in_use)}, "status": "finished"}
+    write_json(stage / "manifest.json", known)
+    assert "+  learnt_1: {severity: 2, when: [hub_commands >= 240]}" in amhs("rules", "diff", "20260301")
+    assert amhs("rules", "approve", "20260301-090000-demo", "--who", "kim") == "" and in_use.read_text() == old, "no reason, no change"
+    assert "is in use now" in amhs("rules", "approve", "20260301-090000-demo", "--who", "kim", "--why", "earlier by 4 min")
+    assert in_use.read_text() == proposed.read_text() and "in use already" in amhs("rules", "diff", "20260301")
+    with pytest.raises(InputError, match="have changed since"):
+        amhs("rules", "approve", "20260301", "--why", "again")
+    before = next(p.stem for p in (tmp_path / "deployed/rules").glob("*.yaml") if p.read_text() == old)
+    amhs("rules", "restore", before, "--who", "lee", "--why", "too many alarms")
+    history = amhs("rules", "history")
+    assert in_use.read_text() == old and [word in history for word in ("kim", "lee", "earlier by 4 min", before)] == [True] * 4
+    proposed.write_text(old)
+    with pytest.raises(InputError, match="is not what that stage wrote"):
+        amhs("rules", "approve", "20260301", "--why", "tampered with")
 
 
 def test_the_service_gets_the_environment_it_needs():
