@@ -105,6 +105,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                           'amhs.api.predictions': ('lib/api.html#predictions', 'amhs/api.py'),
                           'amhs.api.read_body': ('lib/api.html#read_body', 'amhs/api.py')},
             'amhs.archive': { 'amhs.archive.Fate': ('lib/archive.html#fate', 'amhs/archive.py'),
+                              'amhs.archive._by_hand': ('lib/archive.html#_by_hand', 'amhs/archive.py'),
                               'amhs.archive._discard': ('lib/archive.html#_discard', 'amhs/archive.py'),
                               'amhs.archive._exported': ('lib/archive.html#_exported', 'amhs/archive.py'),
                               'amhs.archive._holds_confirmed': ('lib/archive.html#_holds_confirmed', 'amhs/archive.py'),
