@@ -161,19 +161,22 @@ def _write(folder: Path, notebook: str) -> None:
     new.write_text(notebook, encoding="utf-8")
     new.replace(folder / "notebook.ipynb")
 
-# %% ../nbs/lib/23_execute.ipynb #c35b5e54
+# %% ../nbs/lib/23_execute.ipynb #225711a1
 @patch
 def finish(
     self: Watch,
     nb: Any,  # the executed notebook
 ) -> None:
-    "Save the notebook for good."
+    "Save the notebook for good; on a full disk it stays unsaved."
     from nbformat.v4 import writes
 
     for cell in nb.cells:
         if cell.cell_type == "code" and cell.id not in self.ran:
             cell.metadata.setdefault("papermill", {})["status"] = "pending"
-    _write(self.folder, writes(nb) + "\n")
+    self.unsaved.append(nb)
+    with contextlib.suppress(OSError):
+        _write(self.folder, writes(nb) + "\n")
+        self.unsaved.clear()
 
 # %% ../nbs/lib/23_execute.ipynb #5f8e942b
 @patch
@@ -515,12 +518,13 @@ def secrets_of(
             found[reveal(reference)] = reference
     return {value: reference for value, reference in found.items() if len(value) >= 4}
 
-# %% ../nbs/lib/23_execute.ipynb #817a9386
+# %% ../nbs/lib/23_execute.ipynb #7b9adf06
 def close_stage(
     watch: Watch,  # what was seen of the stage
     manifest: dict,  # complete
 ) -> None:
     "Leave a stage's folder as a reviewer should find it."
+    watch.save()  # if the disk was full: it may have room by now, or it is the run that cannot go on
     folder = watch.folder
     if manifest["status"] not in (*GOOD, "skipped"):
         shutil.rmtree(folder / "artefacts", ignore_errors=True)
