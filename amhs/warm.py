@@ -183,8 +183,8 @@ def _end(self: _Worker, pidfd: int) -> None:
         self._prepare()
     os.close(pidfd)
 
-# %% ../nbs/lib/22_warm.ipynb #7541a7e2
-_QUIET_S = 1.0
+# %% ../nbs/lib/22_warm.ipynb #bd343ece
+_QUIET_S = 0.2
 
 
 def serve(
