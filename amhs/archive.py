@@ -90,6 +90,13 @@ def _holds_confirmed(run: Path) -> bool:
     manifest = stage_manifest(run, find_stage("evaluate"))
     return bool(manifest) and "confirmed_model" in manifest["outputs"]
 
+# %% ../nbs/lib/24_archive.ipynb #74aeb693
+def _by_hand(runs: Path) -> dict[Path, str]:
+    "The runs that notebooks run by hand read from, and in which folder those are."
+    given = {path.parent.name: read_json(path)["sources"] for path in sorted(runs.glob("scratch/*/stage.json"))}
+    read = {runs / Path(source).parts[2]: f"scratch/{name}" for name, sources in given.items() for source in sources.values()}
+    return {run: name for run, name in read.items() if (run / "run.json").is_file()}
+
 # %% ../nbs/lib/24_archive.ipynb #0d1424d5
 def _reason(run: Path, record: dict, place: int, keep: int, older_than_days: float | None, confirmed_too: bool, now: datetime) -> str:
     "Why a run is kept for its own sake; empty if it is not."
@@ -101,7 +108,7 @@ def _reason(run: Path, record: dict, place: int, keep: int, older_than_days: flo
         return "a process is working in it"
     return "holds a confirmed model" if not confirmed_too and _holds_confirmed(run) else ""
 
-# %% ../nbs/lib/24_archive.ipynb #be3b4b00
+# %% ../nbs/lib/24_archive.ipynb #66e8875a
 def plan_removal(
     runs: Path | str,  # the folder of all runs
     keep: int,  # so many of the newest stay
@@ -112,6 +119,7 @@ def plan_removal(
     "Which runs would go, which stay, and why."
     folders, now = [(Path(runs) / r["run_id"], r) for r in run_records(runs)], clock().astimezone()
     why = {run: _reason(run, r, i, keep, older_than_days, confirmed_too, now) for i, (run, r) in enumerate(folders)}
+    why |= {run: why[run] or f"{name} reads from it" for run, name in _by_hand(Path(runs)).items()}
     for run in [run for run, reason in why.items() if reason]:
         for below in trail(run)[1:]:
             why[below] = why.get(below) or f"run {run.name} stands on it"
@@ -125,11 +133,12 @@ def _discard(run: Path) -> None:
     with lock_run(run):
         run.rename(trash / run.name)
 
-# %% ../nbs/lib/24_archive.ipynb #0fa8d90a
+# %% ../nbs/lib/24_archive.ipynb #2eecf204
 def _remove_from(runs: Path, fates: list[Fate]) -> list[Fate]:
     "Of the runs that are to go, discard those that nobody works in or has begun to stand on since that was decided."
     going, gone = {f.run for f in fates}, []
     needed = {below for run in list_runs(runs) if run not in going for below in trail(run)[1:]}
+    needed |= {below for run in _by_hand(runs) for below in trail(run)}
     for fate in (f for f in fates if f.run not in needed):
         with contextlib.suppress(StageError):
             _discard(fate.run)

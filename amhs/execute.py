@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['Limits', 'Watch', 'cell_error', 'completed', 'secrets_of', 'close_stage', 'write_page', 'run_stage']
 
-# %% ../nbs/lib/23_execute.ipynb #66a7c7fc
+# %% ../nbs/lib/23_execute.ipynb #253e858f
 import contextlib, json, logging, math, os, re, shutil, signal, subprocess, tempfile, threading, time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from .core import InputError, atomic_path, is_reference, log, project_root, read
 from .plan import Plan, Step, parameters_table
 from .provenance import code_state, environment, notebook_hash, reachable_modules
 from .reports import notebook_html, stage_head
-from .stages import GOOD, Stage, find_stage, local_now, read_cells, stage_manifest
+from .stages import GOOD, find_stage, local_now, read_cells, stage_manifest
 from .warm import Warm
 
 # %% ../nbs/lib/23_execute.ipynb #3c54d9fc
@@ -142,7 +142,7 @@ def _watching(watch: Watch, every_s: float = 0.2) -> Iterator[None]:
         over.set()
         thread.join()
 
-# %% ../nbs/lib/23_execute.ipynb #94067862
+# %% ../nbs/lib/23_execute.ipynb #d07ad96a
 @patch
 def save(
     self: Watch,
@@ -150,11 +150,33 @@ def save(
     "Save the notebook as it stands, whole or not at all, if there is something new."
     if not self.unsaved:
         return
-    path, new = self.folder / "notebook.ipynb", self.folder / ".notebook.new"
     nb = self.unsaved[-1]
     self.unsaved.clear()
-    new.write_text(json.dumps(nb, ensure_ascii=False), encoding="utf-8")
-    new.replace(path)
+    _write(self.folder, json.dumps(nb, ensure_ascii=False))
+
+# %% ../nbs/lib/23_execute.ipynb #82c4fd29
+def _write(folder: Path, notebook: str) -> None:
+    "Have a stage's notebook say this."
+    new = folder / ".notebook.new"
+    new.write_text(notebook, encoding="utf-8")
+    new.replace(folder / "notebook.ipynb")
+
+# %% ../nbs/lib/23_execute.ipynb #225711a1
+@patch
+def finish(
+    self: Watch,
+    nb: Any,  # the executed notebook
+) -> None:
+    "Save the notebook for good; on a full disk it stays unsaved."
+    from nbformat.v4 import writes
+
+    for cell in nb.cells:
+        if cell.cell_type == "code" and cell.id not in self.ran:
+            cell.metadata.setdefault("papermill", {})["status"] = "pending"
+    self.unsaved.append(nb)
+    with contextlib.suppress(OSError):
+        _write(self.folder, writes(nb) + "\n")
+        self.unsaved.clear()
 
 # %% ../nbs/lib/23_execute.ipynb #5f8e942b
 @patch
@@ -201,7 +223,8 @@ def leftovers(
             if pid != self.kernel.pid and os.getsid(pid) == self.kernel.pid:
                 os.kill(pid, signal.SIGKILL)
 
-# %% ../nbs/lib/23_execute.ipynb #4d656fbf
+# %% ../nbs/lib/23_execute.ipynb #c85e7920
+@cache
 def _quick_client() -> type:
     "Jupyter's client, ready as soon as the kernel is."
     from queue import Empty
@@ -247,7 +270,8 @@ def _kernel_environment(watch: Watch) -> dict[str, str]:
     "The runner's environment, and where the stage's folder is."
     return {**os.environ, "AMHS_STAGE_DIR": str(watch.folder)}
 
-# %% ../nbs/lib/23_execute.ipynb #f63381b9
+# %% ../nbs/lib/23_execute.ipynb #4d0dfcca
+@cache
 def _client() -> type:
     "papermill's notebook client with our watch."
     from papermill.clientwrap import PapermillNotebookClient
@@ -279,23 +303,13 @@ def _client() -> type:
 
     return Client
 
-# %% ../nbs/lib/23_execute.ipynb #7bc6b116
+# %% ../nbs/lib/23_execute.ipynb #d233c2e7
+@cache
 def _engine() -> type:
     "papermill's engine with our client."
     from papermill.engines import NBClientEngine
 
     class Engine(NBClientEngine):
-        @classmethod
-        def execute_notebook(cls, nb, kernel_name, watch=None, **kw):
-            watch.prepare(nb)
-            watch.unsaved.append(nb)
-            watch.save()  # from the first moment on there is something to read
-            try:
-                return super().execute_notebook(nb, kernel_name, watch=watch, **kw)
-            finally:
-                watch.unsaved.append(nb)
-                watch.save()
-
         @classmethod
         def execute_managed_notebook(cls, nb_man, kernel_name, watch, start_timeout, execution_timeout=None, **kw):
             client = _client()(nb_man, kernel_name=kernel_name, startup_timeout=start_timeout, timeout=execution_timeout,
@@ -316,22 +330,32 @@ def _close_loop() -> None:
     if not loop.is_running():
         loop.close()
 
-# %% ../nbs/lib/23_execute.ipynb #4b38396f
-def _papermill(notebook: Path, params: dict, watch: Watch) -> None:
+# %% ../nbs/lib/23_execute.ipynb #a87a916c
+def _parametrised(notebook: str, params: dict) -> Any:
+    "A stage's notebook with its parameters."
+    from papermill.execute import prepare_notebook_metadata, remove_error_markers
+    from papermill.iorw import load_notebook_node
+    from papermill.parameterize import parameterize_notebook
+
+    nb = parameterize_notebook(load_notebook_node(str(project_root() / notebook)), params, kernel_name="python3", language="python")
+    return remove_error_markers(prepare_notebook_metadata(nb, notebook, "notebook.ipynb"))
+
+# %% ../nbs/lib/23_execute.ipynb #312d1193
+def _papermill(notebook: str, params: dict, watch: Watch) -> None:
     "Execute a notebook into the stage's folder; raises what papermill raises."
-    from papermill.engines import papermill_engines
-    from papermill.execute import execute_notebook
+    from papermill.execute import raise_for_execution_errors
 
     for noisy in ("papermill", "traitlets", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
-    papermill_engines.register("amhs", _engine())
-    try:
-        execute_notebook(notebook, watch.folder / "notebook.ipynb", params, engine_name="amhs", kernel_name="python3", progress_bar=False,
-                         request_save_on_cell_execute=False, log_output=False, start_timeout=120, watch=watch,
-                         execution_timeout=watch.limits.cell_timeout_s, autosave_cell_every=30)
-    finally:
-        watch.leftovers()
-        _close_loop()
+    nb = _parametrised(notebook, params)
+    watch.prepare(nb)
+    watch.unsaved.append(nb)
+    watch.save()  # from the first moment on there is something to read
+    with contextlib.ExitStack() as last:
+        for task in (_close_loop, watch.leftovers, partial(watch.finish, nb)):  # the last first
+            last.callback(task)
+        _engine().execute_notebook(nb, "python3", progress_bar=False, start_timeout=120, execution_timeout=watch.limits.cell_timeout_s, watch=watch)
+        raise_for_execution_errors(nb, None)
 
 # %% ../nbs/lib/23_execute.ipynb #528b1443
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -406,17 +430,6 @@ def _results(folder: Path) -> dict:
     none = {"skipped": None, "finished": False, "metrics": {}, "gates": [], "documents": {}, "outputs": {}, "reads": {}, "files": {}}
     return read_json(folder / "results.json") if (folder / "results.json").is_file() else none
 
-# %% ../nbs/lib/23_execute.ipynb #e1e1962a
-def _straighten(nb: Path, stage: Stage, ran: list[str]) -> None:
-    "Make an executed notebook's metadata true."
-    book = read_json(nb)
-    book["metadata"].get("papermill", {}).update(input_path=stage.notebook, output_path="notebook.ipynb")
-    for cell in book["cells"]:
-        if cell["cell_type"] == "code" and cell["id"] not in ran and "papermill" in cell["metadata"]:
-            cell["metadata"]["papermill"]["status"] = "pending"
-    with atomic_path(nb, flush=False) as new:
-        new.write_text(json.dumps(book, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
 # %% ../nbs/lib/23_execute.ipynb #038e8bf1
 def _inputs_record(step: Step, run: Path, sources: Mapping[str, str]) -> dict[str, dict]:
     "Which artefacts a stage may read: from which run, with which content."
@@ -471,12 +484,12 @@ def _read_inputs(inputs: Mapping[str, dict], reads: Mapping[str, list[str]]) -> 
     "Of the artefacts a stage might have read, those it did."
     return {n: {**i, "artefacts": {a: i["artefacts"][a] for a in reads[n] if a in i["artefacts"]}} for n, i in inputs.items() if n in reads}
 
-# %% ../nbs/lib/23_execute.ipynb #1f7c3847
+# %% ../nbs/lib/23_execute.ipynb #1001b2e3
 def _execute(step: Step, watch: Watch) -> tuple[str, dict | None]:
     "Run a stage's notebook; status and error."
     raised = None
     try:
-        _papermill(project_root() / step.stage.notebook, step.params.model_dump(mode="json"), watch)
+        _papermill(step.stage.notebook, step.params.model_dump(mode="json"), watch)
     except (Exception, KeyboardInterrupt) as e:
         raised = e
     status, error = _ending(raised, watch)
@@ -505,18 +518,16 @@ def secrets_of(
             found[reveal(reference)] = reference
     return {value: reference for value, reference in found.items() if len(value) >= 4}
 
-# %% ../nbs/lib/23_execute.ipynb #af38b92f
+# %% ../nbs/lib/23_execute.ipynb #7b9adf06
 def close_stage(
     watch: Watch,  # what was seen of the stage
-    stage: Stage,  # which
     manifest: dict,  # complete
 ) -> None:
     "Leave a stage's folder as a reviewer should find it."
-    nb, folder = watch.folder / "notebook.ipynb", watch.folder
+    watch.save()  # if the disk was full: it may have room by now, or it is the run that cannot go on
+    folder = watch.folder
     if manifest["status"] not in (*GOOD, "skipped"):
         shutil.rmtree(folder / "artefacts", ignore_errors=True)
-    if nb.is_file():
-        _straighten(nb, stage, watch.ran)
     silent = [p for p in folder.glob("kernel.log") if not p.stat().st_size]
     for path in (folder / "results.json", folder / "stage.json", *silent):
         path.unlink(missing_ok=True)
@@ -543,7 +554,7 @@ def _begin_page(folder: Path, warm: Warm | None) -> Callable[[], None]:
         job = None
     return lambda: None if job and job.wait() == 0 else write_page(folder)
 
-# %% ../nbs/lib/23_execute.ipynb #5fc2f02e
+# %% ../nbs/lib/23_execute.ipynb #572be207
 def run_stage(
     step: Step,  # what to run
     run: Path,  # the run's folder, held by this process
@@ -567,7 +578,7 @@ def run_stage(
         status, error = _execute(step, watch)
         watches.discard(watch)
         manifest = completed(manifest, watch, status, error, time.perf_counter() - began)
-        close_stage(watch, step.stage, manifest)
+        close_stage(watch, manifest)
     page = _begin_page(run / step.stage.folder, warm)
     page() if pages is None else pages.append(page)
     return manifest

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WireKernel', 'Publisher', 'PipedStream', 'WireKernelApp', 'make_kernel']
 
-# %% ../nbs/lib/22_kernel.ipynb #b00c5f44
+# %% ../nbs/lib/22_kernel.ipynb #48d07fef
 import contextlib, io, os, select, socket, sys, threading
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -17,7 +17,7 @@ from ipykernel.kernelapp import IPKernelApp
 from tornado.ioloop import IOLoop
 from traitlets import Any, DottedObjectName, Type
 
-from .wire import SESSION_KEY, Wire
+from .wire import Wire
 
 # %% ../nbs/lib/22_kernel.ipynb #5933cddd
 class WireKernel(IPythonKernel):
@@ -72,7 +72,7 @@ class PipedStream(OutStream):
             self._pump()
         super().flush()
 
-# %% ../nbs/lib/22_kernel.ipynb #3df37f40
+# %% ../nbs/lib/22_kernel.ipynb #eab2d778
 class WireKernelApp(IPKernelApp):
     "The application around it, without sockets, ports and heartbeat."
 
@@ -81,7 +81,7 @@ class WireKernelApp(IPKernelApp):
     def init_connection_file(self): pass
 
     def init_sockets(self):
-        self.wire, self.session.key = Wire(), SESSION_KEY
+        self.wire, self.session.key = Wire(), b""
         self.configure_tornado_logger()
         self.iopub_thread = Publisher(self.wire, pipe=True, session=self.session)
         self.iopub_thread.start()
@@ -100,7 +100,7 @@ class WireKernelApp(IPKernelApp):
             log=self.log, profile_dir=self.profile_dir, user_ns=self.user_ns)
         self.displayhook.get_execution_count = lambda: self.kernel.execution_count
 
-# %% ../nbs/lib/22_kernel.ipynb #8b2431a0
+# %% ../nbs/lib/22_kernel.ipynb #0e10a8ce
 def make_kernel(
     parent: int,  # process id of the worker; the kernel ends if that does
 ) -> WireKernelApp:  # to be told its work
@@ -108,8 +108,19 @@ def make_kernel(
     before = dict(os.environ)
     app = WireKernelApp.instance(parent_handle=parent)
     app.initialize(["--HistoryManager.hist_file=:memory:"])  # as nbclient asks of the kernels it starts
+    app.log.setLevel(app.log_level)  # a record of every message would be made, and read by nobody
     app.added = {k: v for k, v in os.environ.items() if before.get(k) != v}
     return app
+
+# %% ../nbs/lib/22_kernel.ipynb #6ee047d6
+@patch
+def practise(
+    self: WireKernelApp,
+    shown: Any,  # an object as cells show them
+) -> None:
+    "Go through what a cell goes through."
+    self.shell.run_cell("0", silent=True, store_history=False)
+    self.shell.display_formatter.format(shown)
 
 # %% ../nbs/lib/22_kernel.ipynb #7f2db6e1
 def _console(stream: OutStream, fd: int) -> int:

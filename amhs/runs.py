@@ -120,7 +120,7 @@ def failure_report(
     lines = [result.verdict, f"    {first}" if first else "", f"Notebook: {notebook}", f"Again from there: {again_command(result)}"]
     return "\n".join(line for line in lines if line)
 
-# %% ../nbs/lib/24_runs.ipynb #0e472734
+# %% ../nbs/lib/24_runs.ipynb #e1abd177
 def _settle_stage(hidden: Path) -> None:
     "End a stage at which the runner was killed."
     manifest = read_json(hidden / "manifest.json")
@@ -128,7 +128,7 @@ def _settle_stage(hidden: Path) -> None:
     seen = [c["id"] for c in read_cells(nb) if c.get("execution_count")] if nb.is_file() else []
     watch = Watch(hidden, "", print, ran=seen)
     error = cell_error(nb, None, "killed", "the runner was killed while this stage ran")
-    close_stage(watch, stage, completed(manifest, watch, "killed", error, 0.0))
+    close_stage(watch, completed(manifest, watch, "killed", error, 0.0))
     put_on_disk(hidden)
     hidden.rename(hidden.parent / stage.folder)
     write_page(hidden.parent / stage.folder)

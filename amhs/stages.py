@@ -662,16 +662,18 @@ def _collect(stage: Stage, namespace: Mapping[str, Any]) -> StageParams:
         raise ParameterError(f"the notebook has not set {', '.join(lacking)}", fix="run the parameters cell first")
     return checked(PARAMS[stage.name], {n: namespace[n] for n in fields}, stage.folder)
 
-# %% ../nbs/lib/19_stages.ipynb #f4d52bac
+# %% ../nbs/lib/19_stages.ipynb #a6f26de3
 def _scratch(stage: Stage) -> tuple[Path, dict]:
-    "A fresh folder for a stage run by hand, reading the newest good inputs."
+    "A fresh folder for a stage run by hand, reading the newest good inputs; it says which, so that they are not removed."
     runs = settings().runs
-    homes = find_sources([find_stage(n) for n in stage.inputs], runs) if stage.inputs else {}
     folder = runs / "scratch" / stage.folder
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    sources = {n: f"../../{home}/{find_stage(n).folder}/artefacts" for n, home in homes.items()}
-    return folder, {"run_id": "scratch", "sources": sources, "started": local_now().isoformat(), "lang": settings().lang}
+    with keep_runs(runs):
+        homes = find_sources([find_stage(n) for n in stage.inputs], runs) if stage.inputs else {}
+        sources = {n: f"../../{home}/{find_stage(n).folder}/artefacts" for n, home in homes.items()}
+        given = {"stage": stage.name, "run_id": "scratch", "sources": sources, "started": local_now().isoformat(), "lang": settings().lang}
+        shutil.rmtree(folder, ignore_errors=True)
+        write_json(folder / "stage.json", given, flush=False)
+    return folder, given
 
 # %% ../nbs/lib/19_stages.ipynb #8db257c8
 def _given(stage: Stage, params: StageParams, folder: Path) -> dict:

@@ -36,7 +36,7 @@ def imported_ahead(
 # %% ../nbs/lib/22_warm.ipynb #91d4a6df
 _PLOTS = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
 
-# %% ../nbs/lib/22_warm.ipynb #c9523e88
+# %% ../nbs/lib/22_warm.ipynb #1de7b984
 def _preload(names: Iterable[str]) -> list[str]:
     "Import these modules; what could not be imported, and why. A stage that needs it will fail with the same words."
     lacking = []
@@ -45,10 +45,16 @@ def _preload(names: Iterable[str]) -> list[str]:
             importlib.import_module(name)
         except Exception as e:
             lacking.append(f"{name} ({type(e).__name__}: {e})")
-    with contextlib.suppress(Exception):  # KeyError without pandas
-        sys.modules["pandas"].DataFrame({"a": [0.5]})._repr_html_()
+    with contextlib.suppress(Exception):
+        _table()._repr_html_()
     gc.freeze()
     return lacking
+
+# %% ../nbs/lib/22_warm.ipynb #87ccdde9
+def _table() -> object:
+    "A small table, if pandas is there."
+    pandas = sys.modules.get("pandas")
+    return pandas.DataFrame({"a": [0.5]}) if pandas else None
 
 # %% ../nbs/lib/22_warm.ipynb #37464fb9
 def _taken(line: socket.socket) -> tuple[bytes, list[int]]:
@@ -60,13 +66,14 @@ def _taken(line: socket.socket) -> tuple[bytes, list[int]]:
         text += more
     return text, ends
 
-# %% ../nbs/lib/22_warm.ipynb #b88eaa63
+# %% ../nbs/lib/22_warm.ipynb #185f3a55
 def _spare(orders: socket.socket) -> None:
     "Become a kernel, wait for orders, obey; returns when the kernel ends."
     from amhs.kernel import make_kernel
 
     os.setsid()
     app = make_kernel(os.getppid())
+    app.practise(_table())
     text, ends = _taken(orders)
     if text:
         request = json.loads(text)
@@ -132,10 +139,10 @@ def _prepare(self: _Worker) -> None:
         with theirs:
             self.spare = self._forks(partial(_spare, theirs), None, ours.fileno()), ours
 
-# %% ../nbs/lib/22_warm.ipynb #37759bac
+# %% ../nbs/lib/22_warm.ipynb #c7c5b44f
 @patch
 def _employ(self: _Worker, text: bytes, ends: list[int], answer: socket.socket) -> None:
-    "Give the spare kernel its orders, and have the next one made."
+    "Give the spare kernel its orders."
     self._prepare()
     (pidfd, orders), self.spare = self.spare, None
     with orders, contextlib.suppress(OSError):  # a spare that has died is told of by its end
@@ -145,7 +152,6 @@ def _employ(self: _Worker, text: bytes, ends: list[int], answer: socket.socket) 
     pid, _ = self.forked[pidfd]
     self.forked[pidfd] = pid, answer
     answer.sendall(json.dumps({"pid": pid, "lacking": self.lacking}).encode() + b"\n")
-    self._prepare()
 
 # %% ../nbs/lib/22_warm.ipynb #0236898b
 @patch
@@ -160,7 +166,7 @@ def _begin(self: _Worker) -> None:
     else:
         self._forks(partial(_call, json.loads(text)), answer)
 
-# %% ../nbs/lib/22_warm.ipynb #ee95431c
+# %% ../nbs/lib/22_warm.ipynb #78700495
 @patch
 def _end(self: _Worker, pidfd: int) -> None:
     "Tell how a process ended: its exit code, or minus the signal."
@@ -174,9 +180,13 @@ def _end(self: _Worker, pidfd: int) -> None:
         with contextlib.suppress(OSError):
             answer.sendall(json.dumps({"exit": code}).encode() + b"\n")
         answer.close()
+        self._prepare()
     os.close(pidfd)
 
-# %% ../nbs/lib/22_warm.ipynb #3e7bd569
+# %% ../nbs/lib/22_warm.ipynb #bd343ece
+_QUIET_S = 0.2
+
+
 def serve(
     listener_fd: int,  # a listening Unix socket
     ahead: Iterable[str],  # names of modules to import first
@@ -187,7 +197,9 @@ def serve(
     worker.waiting.register(0, selectors.EVENT_READ)
     worker._prepare()
     while True:
-        for key, _ in worker.waiting.select():
+        if not (heard := worker.waiting.select(_QUIET_S if worker.forked and not worker.spare else None)):
+            worker._prepare()
+        for key, _ in heard:
             if key.fileobj is worker.listener:
                 worker._begin()
             elif key.fd == 0:

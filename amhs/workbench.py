@@ -6,7 +6,7 @@
 __all__ = ['inject_parameters', 'checked_sources', 'code_changes', 'Opened', 'open_stage', 'clean_notebook', 'clean_on_save',
            'lab_command', 'start_lab']
 
-# %% ../nbs/lib/24_workbench.ipynb #04c3f06b
+# %% ../nbs/lib/24_workbench.ipynb #5974abf6
 import os, sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from .config import settings
 from .core import InputError, atomic_path, project_root, read_json, sha256_json, write_json
 from .plan import find_run
 from .provenance import notebook_hash, reachable_modules
-from .stages import Stage, find_stage, identify, read_cells, stage_home, stage_manifest
+from .stages import Stage, find_stage, identify, keep_runs, read_cells, stage_home, stage_manifest
 
 # %% ../nbs/lib/24_workbench.ipynb #163f5b59
 def _injected(params: Mapping[str, Any]) -> dict:
@@ -136,7 +136,7 @@ class Opened:
     notebook: Path  # the copy in `runs/scratch`
     said: tuple[str, ...]  # what the user should know, a sentence each
 
-# %% ../nbs/lib/24_workbench.ipynb #338de558
+# %% ../nbs/lib/24_workbench.ipynb #a50eb399
 def open_stage(
     run_id: str | None,  # a run's id or its beginning; None: the newest
     stage: str,  # a stage's name or number
@@ -145,11 +145,13 @@ def open_stage(
     "Prepare a stage of a run to be opened with that run's parameters and inputs."
     row = find_stage(stage)
     home, manifest = _ran_in(run := find_run(run_id), row)
-    sources, folder = checked_sources(home, manifest), settings().runs / "scratch" / f"{home.name}-{row.name}"
+    folder = settings().runs / "scratch" / f"{home.name}-{row.name}"
     said = [f"Run {run.name} took this stage from run {home.name}."] if home != run else []
-    kept = [] if fresh else _kept(folder, manifest)
-    if not kept:
-        _prepare(folder, manifest, sources)
+    with keep_runs(settings().runs):
+        sources = checked_sources(home, manifest)
+        kept = [] if fresh else _kept(folder, manifest)
+        if not kept:
+            _prepare(folder, manifest, sources)
     return Opened(folder / Path(row.notebook).name, (*said, *code_changes(manifest), *kept))
 
 # %% ../nbs/lib/24_workbench.ipynb #e718ca6c

@@ -13,8 +13,9 @@ import pytest
 from reviewed import check_pages, own_settings
 
 from amhs import archive, reports, runs
+from amhs.config import load_params
 from amhs.core import StageError, read_json, write_json
-from amhs.stages import STAGES, find_stage, identify, keep_runs, lock_run, stage_manifest, toy_stage
+from amhs.stages import STAGES, begin, find_stage, identify, keep_runs, lock_run, stage_manifest, toy_stage
 
 AMHS = Path(sys.executable).with_name("amhs")
 EVERY = {"monday", "tuesday", "wednesday", "thursday"}
@@ -130,6 +131,20 @@ def test_a_run_does_not_lose_what_it_begins_to_build_on(mine, monkeypatch, where
     assert result.executed == ("data",) and result.manifests[0]["status"] == "skipped"
     sources = read_json(result.folder / "run.json")["sources"]
     assert sources and set(sources.values()) <= left(mine) < EVERY | {result.run_id}
+
+
+def test_what_a_notebook_run_by_hand_reads_from_stays(mine):
+    "The newest of each stage, and a copy that was opened; what it stands on stays too. Begun after the plan was made counts as well."
+    fates = archive.plan_removal(mine, 1)
+    shutil.rmtree(mine / "thursday/06_train", ignore_errors=True)
+    run = begin("evaluate", load_params("evaluate").model_dump())
+    read = {Path(s).parts[2] for s in run.sources.values()}
+    assert read and read <= EVERY - {"thursday"}
+    assert not read & {f.run.name for f in archive.remove_runs(fates)} and read <= left(mine)
+    why = {f.run.name: f.kept for f in archive.plan_removal(mine, 1)}
+    assert {why[name] for name in read} == {"scratch/07_evaluate reads from it"}
+    shutil.rmtree(mine / "scratch")
+    assert read <= going(mine)
 
 
 def test_a_confirmed_model_stays_unless_asked_for(mine):

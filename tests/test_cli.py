@@ -105,6 +105,13 @@ def test_report_finds_a_run_by_its_beginning(toy):
     assert amhs(toy[0], "report", "frist").stderr == "amhs: no such run (got 'frist'). use one of first.\n"
 
 
+def test_the_shell_completes_commands_and_run_ids(toy):
+    def completed(words):
+        env = os.environ | {"_AMHS_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+        return subprocess.run([AMHS], cwd=toy[0], env=env, capture_output=True, text=True, timeout=60).stdout.split()
+    assert {"run", "runs"} <= set(completed("amhs ru")) and completed("amhs runs show fir") == ["first"]
+
+
 def test_a_failing_cell_exits_1_with_a_short_report(toy):
     write_stage(toy[0], "poc", "raise ValueError('no rows\\nat all')")
     done = amhs(toy[0], "run", "develop", "--from", "poc", "--to", "poc", "--run-id", "second")

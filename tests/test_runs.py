@@ -462,7 +462,7 @@ def test_confirmed_models_are_numbered(toy):
     assert confirmed() == "2"
 
 
-def test_library_drift_is_seen(tmp_path):
+def test_a_run_is_refused_if_library_and_notebooks_differ(tmp_path):
     root = Path(runs.__file__).parents[1]
     for part in ("nbs/lib", "amhs"):
         shutil.copytree(root / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
@@ -470,6 +470,8 @@ def test_library_drift_is_seen(tmp_path):
     with open(tmp_path / "amhs/core.py", "a") as f:
         f.write("\nedited = 'by hand'\n")
     (tmp_path / "amhs/stray.py").write_text("")
-    said = provenance.library_drift(tmp_path)
+    with pytest.raises(InputError, match="nbdev-export") as refused:
+        provenance.refuse_drift(tmp_path)
+    said = str(refused.value)
     assert "amhs/core.py differs from its notebook" in said and "amhs/stray.py has no notebook" in said
-    assert not any("runs.py" in s for s in said)
+    assert "runs.py" not in said
