@@ -64,25 +64,26 @@ def _aware(asked: Asked) -> Asked:
     until = asked.until
     return asked.model_copy(update={"until": until.replace(tzinfo=UTC)}) if until and not until.tzinfo else asked
 
-# %% ../nbs/lib/17_board.ipynb #096d0cb4
+# %% ../nbs/lib/17_board.ipynb #c227e56b
 _ANSWERS = msgspec.json.Decoder(Answer).decode
-_BRIEF = ("at", "id", "line", "now", "alarm", "by", "severity", "score", "threshold", "source", "role", "model", "delay_s", "why", "notes")
+_BRIEF = ("at", "id", "line", "now", "alarm", "by", "severity", "score", "threshold", "source", "role", "model", "delay_s", "why", "why_ko", "notes")
 
-# %% ../nbs/lib/17_board.ipynb #60900b66
+# %% ../nbs/lib/17_board.ipynb #d450cd1f
 def why_text(
     answer: Answer,  # with or without an alarm
-) -> str:  # "hub_jobs_slope +12, severe_bottleneck"; empty without reasons
-    "Why an alarm fired: what moved the forecast most, and the rules that hold."
-    reasons = [f"{r.feature} {r.jobs:+.1f}" for r in answer.alarm.reasons]
-    return ", ".join([*reasons, *answer.alarm.rules])
+    lang: str = "en",  # or ko
+) -> str:  # "lower lifter slowed to 15 % since 14:05 (1.5 of 9.8 jobs/min); severe_bottleneck"; empty without reasons
+    "Why an alarm fired: its causes, or without them the features that moved the forecast most, and the rules that hold."
+    causes = [c.sentence_ko if lang == "ko" else c.sentence for c in answer.alarm.causes]
+    return "; ".join([*(causes or [f"{r.feature} {r.jobs:+.1f}" for r in answer.alarm.reasons]), *answer.alarm.rules])
 
-# %% ../nbs/lib/17_board.ipynb #86f5a6a4
+# %% ../nbs/lib/17_board.ipynb #3394f54a
 def _brief(a: Answer) -> tuple:
     "An answer as a row."
     said, delay_s = a.alarm, (a.made - a.at).total_seconds()
     levels = [v for h in a.horizons for v in (h.min.low, h.min.level, h.avg.level, h.max.level, h.max.high)]
     return (a.at, a.id, a.line, a.now, said.on, said.by, said.severity, said.score, said.threshold, a.source, a.role, a.model, delay_s,
-            why_text(a) if said.on else "", "; ".join(a.notes), *levels)
+            *(why_text(a, lang) if said.on else "" for lang in ("en", "ko")), "; ".join(a.notes), *levels)
 
 # %% ../nbs/lib/17_board.ipynb #1fe08357
 def answer_table(
@@ -97,17 +98,17 @@ def answer_table(
     found["at"] = pd.to_datetime(found["at"], utc=True).astype("datetime64[us, UTC]")
     return found.astype(dict.fromkeys(["now", "score", "threshold", "delay_s", *levels], "float64"))
 
-# %% ../nbs/lib/17_board.ipynb #0c49101a
+# %% ../nbs/lib/17_board.ipynb #ab2bceed
 def alarm_episodes(
     answers: pd.DataFrame,  # from `answer_table`, of any lines
     gap_min: int = 5,  # alarms so close are one episode
-) -> pd.DataFrame:  # line, began, ended, minutes, by, severity, score, why, id; newest first
+) -> pd.DataFrame:  # line, began, ended, minutes, by, severity, score, why, why_ko, id; newest first
     "What fired, when, for how long, who decided and why."
     on = answers[answers["alarm"].astype(bool)].sort_values(["line", "at"])
     new = (on["line"] != on["line"].shift()) | (on["at"].diff() > pd.Timedelta(minutes=gap_min))
     grouped = on.groupby(new.cumsum())
     found = grouped.agg(line=("line", "first"), began=("at", "first"), ended=("at", "last"), minutes=("at", "size"), by=("by", "first"),
-                        severity=("severity", "last"), score=("score", "max"), why=("why", "first"), id=("id", "first"))
+                        severity=("severity", "last"), score=("score", "max"), why=("why", "first"), why_ko=("why_ko", "first"), id=("id", "first"))
     return found.sort_values("began", ascending=False, ignore_index=True)
 
 # %% ../nbs/lib/17_board.ipynb #d0e70887

@@ -9,12 +9,13 @@ __all__ = ['NO_TRUTH', 'SEARCHED', 'Collected', 'collect', 'scope_again', 'outsi
            'data_card_facts', 'change_ratios', 'compare', 'inputs_table', 'rehearse', 'newest_features', 'sampled',
            'fold_score', 'search', 'training_tables', 'drivers', 'feature_study', 'choose', 'choice_table', 'train',
            'learnt_rows', 'span', 'fitted', 'training_table', 'forecast_block', 'validation_table', 'failed_gates',
-           'with_baselines', 'judge', 'acceptance', 'leaks', 'explain_sample', 'four_comparisons', 'comparison_table',
-           'comparison_gates', 'Compared', 'compare_again', 'package_model']
+           'with_baselines', 'judge', 'acceptance', 'leaks', 'explain_sample', 'announcements', 'causes_at',
+           'named_causes', 'four_comparisons', 'comparison_table', 'comparison_gates', 'Compared', 'compare_again',
+           'package_model']
 
-# %% ../nbs/lib/11_develop.ipynb #c427d781
+# %% ../nbs/lib/11_develop.ipynb #e53faf09
 import json, operator, tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,18 +24,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from .causes import LOOK_BACK_MIN, Cause, Usual, fault_alarms, load_causes, make_namer, named_first, usual_of
 from amhs.config import (
     HORIZONS_MIN, PURGE_GAP_MIN, TARGETS, BusinessParams, Criteria, DataParams, DevelopParams, EvaluateParams, Scope, Site, TrainParams, checked,
     load_site, settings, site_path,
 )
 from .core import InputError, atomic_path, read_json, sha256_file, write_json
-from .evaluate import Evaluation, class_scores, evaluate, leak_check, level_scores, paired_difference
+from amhs.evaluate import (
+    Evaluation, alarm_score, class_scores, evaluate, find_episodes, find_events, leak_check, level_scores, match_alarms, paired_difference,
+)
 from .features import FEATURE_SETS, build_features, compile_features, feature_table
 from .model import Forecaster, load_model, make_model, surge_class
 from .rules import RuleSet, load_rules
 from .simulate import simulate
 from .targets import Split, build_targets, time_folds, time_split
-from .telemetry import SCHEMA, import_files, import_nycflights, read_dataset, write_dataset
+from .telemetry import COLUMNS, SCHEMA, import_files, import_nycflights, minute_numbers, read_dataset, write_dataset
 
 # %% ../nbs/lib/11_develop.ipynb #bf273338
 @dataclass(frozen=True)
@@ -704,6 +708,60 @@ def explain_sample(
     features = block(build_features(data.telemetry, forecaster.feature_set, data.site), data.times, "test")
     rows = features.iloc[:: max(1, len(features) // params.explained_rows)]
     return forecaster.explain(rows, "max", 10), rows[forecaster.features]
+
+# %% ../nbs/lib/11_develop.ipynb #34ab2246
+def announcements(
+    forecast: pd.DataFrame,  # of the minutes to judge
+    telemetry: pd.DataFrame,  # levels of these minutes
+    truth: pd.DataFrame,  # line, kind, start, end; may be empty
+    site: Site,  # surge level and alarm times
+    threshold: float,  # jobs
+) -> pd.DataFrame:  # line, alarm, event, kinds
+    "The alarms that announced an event, and the faults at work."
+    events, episodes = find_events(telemetry, site), find_episodes(alarm_score(forecast, site), threshold, site)
+    return fault_alarms(*match_alarms(events, episodes, site), truth, site)
+
+# %% ../nbs/lib/11_develop.ipynb #71f23b30
+def causes_at(
+    forecaster: Forecaster,  # trained
+    forecast: pd.DataFrame,  # by (line, timestamp); says which horizon foresees the highest level
+    telemetry: pd.DataFrame,  # of one line, with what its features look back at
+    alarms: Sequence[pd.Timestamp],  # minutes to explain
+    usual: Usual,  # from `usual_of`
+    site: Site,  # its thresholds and clock are in some features
+    n: int = 3,  # at most
+) -> list[list[Cause]]:  # per alarm, the likeliest first
+    "The causes of some forecasts of a line, by exact SHAP contributions."
+    columns, line = [c for c in COLUMNS if c in telemetry], telemetry["line"].iloc[0]
+    features, values = build_features(telemetry, forecaster.feature_set, site), telemetry[columns].to_numpy("float32").T
+    namer, found = make_namer(forecaster.feature_set, forecaster.features, columns, site, usual), []
+    ends, minutes = telemetry["timestamp"].searchsorted(pd.DatetimeIndex(alarms)), minute_numbers(telemetry)
+    for at, end in zip(alarms, ends, strict=True):
+        highest = forecast.loc[(line, at), [f"change_max_{h}" for h in forecaster.horizons]].to_numpy().argmax()
+        said = forecaster.explain(features.loc[[(line, at)]], "max", forecaster.horizons[highest]).to_numpy()[0, :-1]
+        found.append(namer(said, values[:, max(end + 1 - LOOK_BACK_MIN, 0) : end + 1], int(minutes[end]), n))
+    return found
+
+# %% ../nbs/lib/11_develop.ipynb #85016eb2
+def named_causes(
+    data: Labelled,  # the labelled data set
+    forecaster: Forecaster,  # under judgement
+    evaluation: Evaluation,  # from `judge`
+    criteria: Criteria,  # the budget of false alarms
+) -> pd.DataFrame:  # index kind of fault, "all" last: events, right, share, low, high; empty where nobody knows what happened
+    "How often the right fault was named first, of the events in the test block that were caught."
+    if data.truth is None or data.truth.empty:
+        return pd.DataFrame(columns=["events", "right", "share", "low", "high"]).rename_axis("kind")
+    own = evaluation.alarms.query("method == @evaluation.model and chosen_on == 'validation'").set_index("budget")
+    threshold = float(own.loc[_budget(evaluation, criteria.max_false_per_day), "threshold"])
+    forecast, _ = forecast_block(data, forecaster, "test")
+    found = announcements(forecast, block(data.telemetry, data.times, "test"), data.truth, data.site, threshold)
+    first = pd.Series("", found.index)
+    for line, rows in found.groupby("line"):
+        telemetry = data.telemetry[data.telemetry["line"] == line].reset_index(drop=True)
+        usual = usual_of(block(telemetry, data.times, "train"))
+        first[rows.index] = [c[0].name if c else "" for c in causes_at(forecaster, forecast, telemetry, list(rows["alarm"]), usual, data.site, 1)]
+    return named_first(found, list(first), load_causes())
 
 # %% ../nbs/lib/11_develop.ipynb #56343147
 def _said(model: Forecaster, data: Labelled, minutes: tuple) -> pd.DataFrame:

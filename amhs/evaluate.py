@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['SHIFTS', 'MIXED', 'same_rows', 'Blocks', 'make_blocks', 'level_scores', 'class_scores', 'confusion', 'reliability',
            'scores_by_part', 'paired_difference', 'find_events', 'find_episodes', 'match_alarms', 'alarm_score',
-           'rule_score', 'alarm_outcome', 'alarm_judge', 'alarm_curve', 'choose_threshold', 'alarms_at_budgets',
-           'average_precision', 'slice_table', 'slice_scores', 'worst_slice', 'interval_offsets', 'interval_bounds',
-           'within', 'interval_scores', 'future_leaks', 'suspicious_features', 'split_leaks', 'leak_check',
-           'Evaluation', 'alarm_tables', 'evaluate']
+           'rule_score', 'alarm_outcome', 'alarm_judge', 'alarm_curve', 'choose_threshold', 'wilson',
+           'alarms_at_budgets', 'average_precision', 'slice_table', 'slice_scores', 'worst_slice', 'interval_offsets',
+           'interval_bounds', 'within', 'interval_scores', 'future_leaks', 'suspicious_features', 'split_leaks',
+           'leak_check', 'Evaluation', 'alarm_tables', 'evaluate']
 
 # %% ../nbs/lib/09_evaluate.ipynb #48551a44
 import json, math
@@ -684,19 +684,19 @@ def choose_threshold(
         return curve.loc[curve["threshold"].idxmax()]
     return within.sort_values(["recall", "median_lead_min", "threshold"], na_position="first").iloc[-1]
 
-# %% ../nbs/lib/09_evaluate.ipynb #c9f2326c
-def _wilson(
+# %% ../nbs/lib/09_evaluate.ipynb #6e544d33
+def wilson(
     hits: int,  # successes
     n: int,  # trials
-) -> dict[str, float]:  # recall_low and recall_high, 95 %
+) -> tuple[float, float]:  # low and high, 95 %; NaN without trials
     "Wilson's interval, honest for few events."
     if not n:
-        return {"recall_low": math.nan, "recall_high": math.nan}
+        return math.nan, math.nan
     z, p = 1.96, hits / n
     middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return {"recall_low": max((middle - half) / (1 + z * z / n), 0.0), "recall_high": min((middle + half) / (1 + z * z / n), 1.0)}
+    return max((middle - half) / (1 + z * z / n), 0.0), min((middle + half) / (1 + z * z / n), 1.0)
 
-# %% ../nbs/lib/09_evaluate.ipynb #e346225e
+# %% ../nbs/lib/09_evaluate.ipynb #8d67642e
 def alarms_at_budgets(
     score: pd.Series,  # of the minutes to judge
     telemetry: pd.DataFrame | pd.Series,  # levels of the same period or a longer one
@@ -714,7 +714,8 @@ def alarms_at_budgets(
     for budget in budgets:
         choice = choose_threshold(curve, budget)
         found = _outcome(case, choice["threshold"], hysteresis)
-        rows.append({"budget": budget, "chosen_on": chosen_on, **found, **_wilson(found["caught"], found["events"]),
+        rows.append({"budget": budget, "chosen_on": chosen_on, **found,
+                     **dict(zip(("recall_low", "recall_high"), wilson(found["caught"], found["events"]), strict=True)),
                      **{f"valid_{k}": choice[k] for k in ("recall", "median_lead_min", "false_per_day", "events")}})
     return pd.DataFrame(rows)
 

@@ -7,7 +7,7 @@ __all__ = ['DAYS_AT_ONCE', 'forecast_rows', 'scores_of', 'decide_rows', 'score_r
            'score_line', 'read_predictions', 'answers_of', 'read_source', 'packages_for', 'score_period',
            'episode_table', 'source_table']
 
-# %% ../nbs/lib/17_offline.ipynb #7858ca42
+# %% ../nbs/lib/17_offline.ipynb #3c35be1e
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -24,15 +24,16 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from .causes import LOOK_BACK_MIN
 from .config import OfflineParams, Scope
 from .core import InputError, atomic_path
 from .deployment import package_folder, read_deployment
 from .develop import collect
 from .features import build_features
 from .inference import Package, load_package
-from .messages import Alarm, Answer, Reason
+from .messages import Alarm, Answer, NamedCause, Reason
 from .rules import SEVERITIES, apply_rules, hybrid_score
-from .serve import horizons_of, level_horizons, moment_of, prediction_row, teller_of
+from .serve import Said, horizons_of, level_horizons, moment_of, namer_of, prediction_row, teller_of, why
 from .store import Store, open_store, telemetry_of
 from .telemetry import minute_numbers
 
@@ -104,21 +105,39 @@ def score_rows(
     decided = decide_rows(package, telemetry, forecast, hybrid)
     return pd.concat([forecast, named, decided], axis=1).assign(source=_sources(forecast, hybrid))
 
-# %% ../nbs/lib/17_offline.ipynb #dcfaf890
+# %% ../nbs/lib/17_offline.ipynb #25c04d9e
+def _grid(package: Package, telemetry: pd.DataFrame) -> tuple[np.ndarray, int]:  # float32 (columns, minutes), the first minute
+    "A line's telemetry with every minute in its place, with as many unknown ones before as are looked back at."
+    minutes = minute_numbers(telemetry)
+    first = int(minutes[0]) - LOOK_BACK_MIN
+    grid = np.full((len(package.kernel.columns), int(minutes[-1]) + 1 - first), np.nan, "float32")
+    grid[:, minutes - first] = telemetry.reindex(columns=package.kernel.columns).to_numpy("float32").T
+    return grid, first
+
+# %% ../nbs/lib/17_offline.ipynb #57fdf52e
+def _why_of_line(package: Package, telemetry: pd.DataFrame, scored: pd.DataFrame, X: pd.DataFrame, n: int) -> Iterator[tuple[str, str]]:
+    "Reasons and causes of a line's alarms, as JSON."
+    line, (grid, first) = str(telemetry["line"].iloc[0]), _grid(package, telemetry)
+    namer, minutes = namer_of(package, line), X.index.get_level_values("timestamp").as_unit("s").asi8 // 60
+    for minute, x, forecast in zip(minutes.tolist(), X.to_numpy("float32"), scored.loc[X.index, package.columns].to_numpy("float32"), strict=True):
+        at = minute - first + 1
+        reasons, causes = why(package, namer, Said(forecast, x), grid[:, at - LOOK_BACK_MIN : at], minute, n)
+        yield json.dumps([(r.feature, r.jobs) for r in reasons]), msgspec.json.encode(causes).decode()
+
+# %% ../nbs/lib/17_offline.ipynb #b71763ca
 def reason_rows(
     package: Package,  # loaded
     telemetry: pd.DataFrame,  # line, timestamp and columns of the schema
     scored: pd.DataFrame,  # from `score_rows`
-    n: int = 3,  # contributions named
-) -> pd.Series:  # JSON text [[feature, jobs], …]; empty where there is no alarm of a model's forecast
-    "What moved the highest level foreseen most, for every alarm."
-    text = pd.Series("", scored.index, name="reasons")
+    n: int = 3,  # contributions and causes named, at most
+) -> pd.DataFrame:  # reasons, JSON [[feature, jobs], …], and causes, JSON [{group, jobs, sentence, …}, …]; empty where there is no alarm of a forecast
+    "Why the highest level foreseen is what it is, for every alarm."
+    text = pd.DataFrame("", scored.index, ["reasons", "causes"])
     rows = scored.index[scored["alarm"] & scored["now"].notna()]
     if n and len(rows):
-        x = build_features(telemetry, package.feature_set, package.site).loc[rows, list(package.engine.features)].to_numpy("float32")
-        highest = scored.loc[rows, [f"change_max_{h}" for h in package.horizons]].to_numpy().argmax(axis=1)
-        named = (package.contributions(row, package.horizons[h], "max", n) for row, h in zip(x, highest, strict=True))
-        text[rows] = [json.dumps([(f, round(jobs, 2)) for f, jobs in found]) for found in named]
+        X = build_features(telemetry, package.feature_set, package.site).loc[rows, list(package.engine.features)]
+        for line, own in X.groupby(level="line", sort=False):
+            text.loc[own.index] = list(_why_of_line(package, telemetry[telemetry["line"] == line], scored, own, n))
     return text
 
 # %% ../nbs/lib/17_offline.ipynb #ee9cac89
@@ -190,14 +209,14 @@ def _together(days: list[Day]) -> Iterator[list[Day]]:
     if group:
         yield group
 
-# %% ../nbs/lib/17_offline.ipynb #d1160ee9
+# %% ../nbs/lib/17_offline.ipynb #a7b8f83e
 def score_line(
     package: Package,  # loaded
     telemetry: pd.DataFrame,  # of one line
     out: Path | str,  # folder of predictions
     hybrid: str = "rules_first",  # how rules and model are combined
     threads: int = 1,  # that the rows are shared out among
-    reasons: int = 0,  # contributions named with each alarm
+    reasons: int = 0,  # contributions and causes named with each alarm
     wrote: Callable[[pd.DataFrame], object] = lambda table: None,  # told of every day that was written
 ) -> dict:  # days, done before, rows, alarms
     "Score the days of a line that are not done yet."
@@ -208,7 +227,7 @@ def score_line(
     for group in _together(open_):
         rows = telemetry.iloc[group[0].back : group[-1].end].reset_index(drop=True)
         table = score_rows(package, rows, hybrid, threads)
-        table = table.assign(reasons=reason_rows(package, rows, table, reasons)) if reasons else table
+        table = table.join(reason_rows(package, rows, table, reasons)) if reasons else table
         for day in group:
             part = table.iloc[day.first - group[0].back : day.end - group[0].back]
             _write_day(_day_path(out, day.line, day.day), part, origins[day])
@@ -228,13 +247,14 @@ def read_predictions(
         raise InputError("no predictions here", got=str(out), fix="score a period first: amhs run operate")
     return pd.concat([pq.ParquetFile(p).read().to_pandas() for p in found], ignore_index=True).set_index(["line", "timestamp"]).sort_index()
 
-# %% ../nbs/lib/17_offline.ipynb #217be144
+# %% ../nbs/lib/17_offline.ipynb #2f648623
 def _alarm_of(package: Package, row: Mapping, hybrid: str) -> Alarm:
     "A row's decision as it is told."
     score = None if not np.isfinite(row["score"]) else round(float(row["score"]), 2)
     reasons = [Reason(f, j) for f, j in json.loads(row.get("reasons") or "[]")]
+    causes = msgspec.json.decode(row.get("causes") or "[]", type=list[NamedCause])
     fired = row["fired"].split(", ") if row["fired"] else []
-    return Alarm(bool(row["alarm"]), row["by"], hybrid, package.alarm.threshold, score, SEVERITIES[int(row["severity"])], fired, reasons)
+    return Alarm(bool(row["alarm"]), row["by"], hybrid, package.alarm.threshold, score, SEVERITIES[int(row["severity"])], fired, reasons, causes)
 
 # %% ../nbs/lib/17_offline.ipynb #9013c1cc
 def answers_of(

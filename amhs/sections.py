@@ -541,7 +541,7 @@ def now_section(board: Board, view: View, words: Words) -> list:  # parts
     figures = [forecast_figure(*near, words, site), forecast_figure(levels, answers, mine, words, site)]
     return [*parts, tag("h3", _text(view.line)) + legend_html(legend), figures]
 
-# %% ../nbs/lib/18_sections.ipynb #15c1ee8d
+# %% ../nbs/lib/18_sections.ipynb #28b4be9d
 def alarms_section(
     board: Board,  # what is read
     view: View,  # what is looked at
@@ -555,7 +555,7 @@ def alarms_section(
     shown = found.head(most)
     table = pd.DataFrame({
         "began": [clock_text(e.began, board.site(e.line)) for e in shown.itertuples()], "line": shown["line"], "minutes": shown["minutes"],
-        "by": [words[b] for b in shown["by"]], "score": shown["score"].map(number_text), "why": shown["why"],
+        "by": [words[b] for b in shown["by"]], "score": shown["score"].map(number_text), "why": shown["why_ko" if words["lang"] == "ko" else "why"],
         "verdict": [words[v] if v else "" for v in shown["verdict"]]})
     said = tag("p", _text(words.say("alarms_said", n=len(board.runs(view)), shown=len(shown))), class_="soft")
     return [_heading(words, "alarms") + said + table_html(table, words)]

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['LARGEST', 'Serving', 'load_serving', 'Refused', 'rows_array', 'some_unknown', 'carried', 'moment_of', 'History',
            'Line', 'make_line', 'counted_ids', 'Desk', 'memory_of', 'Task', 'Said', 'features_of', 'ask', 'offsets_of',
-           'class_of', 'Teller', 'teller_of', 'horizons_of', 'level_horizons', 'model_score', 'prediction_row',
-           'read_inputs', 'trial_table']
+           'class_of', 'Teller', 'teller_of', 'horizons_of', 'level_horizons', 'model_score', 'namer_of', 'why',
+           'prediction_row', 'read_inputs', 'trial_table']
 
-# %% ../nbs/lib/16_serve.ipynb #5bf2efea
+# %% ../nbs/lib/16_serve.ipynb #a0043b2d
 import itertools, time, uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,16 +23,17 @@ from fastcore.basics import patch
 from numba import njit
 from pydantic import Field
 
+from .causes import LOOK_BACK_MIN, Cause, Namer, load_causes, make_namer, say, usual_kept
 from .config import CLASSES, HORIZONS_MIN, TARGETS, WINDOW_MIN, Count, Frozen, checked, load_site, read_yaml, settings
 from .core import AmhsError, log, nearest, sha256_json
 from .deployment import LineDeployment, package_folder, pointer, read_deployment
 from .inference import Package, load_package
-from .messages import Alarm, Answer, Horizon, Level, Observation, Reason, Surge, Window
+from .messages import Alarm, Answer, Horizon, Level, NamedCause, Observation, Reason, Surge, Window
 from .rules import SEVERITIES, Verdict, compile_rules, decide, load_rules
 from .store import Store, minute_of
 from .telemetry import COLUMNS
 
-# %% ../nbs/lib/16_serve.ipynb #e9f0a681
+# %% ../nbs/lib/16_serve.ipynb #0bdb6d3c
 class Serving(Frozen):
     "How a service answers; `params/serving.yaml`."
 
@@ -44,7 +45,7 @@ class Serving(Frozen):
     time_budget_ms: float = Field(50, gt=0)  # a model that takes longer leaves the answer to the rules
     trips: Count = 5  # failures in a row after which a model rests ...
     rest_s: float = Field(30, ge=0)  # ... so long
-    reasons: int = Field(3, ge=0)  # contributions named with an alarm
+    reasons: int = Field(3, ge=0)  # contributions and causes named with an alarm
     keep_inputs: bool = True  # windows, beside the predictions made from them
     auth: bool = True  # off only for callers on this machine
     body_limit_kb: Count = 2048
@@ -239,7 +240,7 @@ def usable(self: History) -> bool:
     "Whether the last half hour has no hole, so that there are features."
     return self.newest is not None and bool(self.there[self.end + 1 - WINDOW_MIN : self.end + 1].all())
 
-# %% ../nbs/lib/16_serve.ipynb #838b8362
+# %% ../nbs/lib/16_serve.ipynb #6c3943e2
 @dataclass
 class Line:
     "One line at the desk."
@@ -248,6 +249,7 @@ class Line:
     told: LineDeployment
     packages: Mapping[str, Package]  # role -> package
     tellers: "Mapping[str, Teller]"  # role -> what is known of its package; "": without one
+    namers: Mapping[str, Namer]  # role -> who names the causes of its alarms
     judge: Callable[[Sequence[float]], Verdict]  # its rules, on the columns of the schema
     limit_min: float  # holes so long are closed
     history: History | None = None  # read from the store when first needed
@@ -257,7 +259,7 @@ class Line:
     warned: tuple[int, bool] = (-1, False)  # newest observed minute that was answered; whether that was an alarm
     beside: "Line | None" = None  # where the shadow leaves its traces
 
-# %% ../nbs/lib/16_serve.ipynb #f43a222c
+# %% ../nbs/lib/16_serve.ipynb #2d58cb50
 def make_line(
     name: str,  # of the hub
     told: LineDeployment,  # who answers
@@ -270,7 +272,7 @@ def make_line(
     rules = first.rules if first else load_rules(site=site)
     limit_min = np.inf if site.gaps.action == "fill" else site.gaps.fill_up_to_min
     tellers = {role: teller_of(package) for role, package in {**mine, "": None}.items()}
-    return Line(name, told, mine, tellers, compile_rules(rules), limit_min)
+    return Line(name, told, mine, tellers, {role: namer_of(package, name) for role, package in mine.items()}, compile_rules(rules), limit_min)
 
 # %% ../nbs/lib/16_serve.ipynb #093ea808
 @patch
@@ -481,18 +483,22 @@ class Said(NamedTuple):
     forecast: list[float]  # now, then per horizon min, avg, max change and three probabilities
     features: np.ndarray  # float32 (features,)
 
-# %% ../nbs/lib/16_serve.ipynb #59a59153
+# %% ../nbs/lib/16_serve.ipynb #4efd11e3
 def features_of(
     task: Task,  # with values
 ) -> np.ndarray:  # float32 (features,)
     "The features of a task's minute."
-    if task.end is None:
-        return task.package.features(task.values, task.minute)
     kernel = task.package.kernel
-    if tuple(kernel.columns) == COLUMNS:
+    if task.end is not None and tuple(kernel.columns) == COLUMNS:
         return task.package.features(task.values, task.minute, task.end)
-    window = task.values[:, task.end + 1 - kernel.memory_min : task.end + 1]
-    return task.package.features(window[[COLUMNS.index(c) for c in kernel.columns]], task.minute)
+    return task.package.features(_newest(task, kernel.memory_min) if task.end is not None else task.values, task.minute)
+
+
+def _newest(task: Task, minutes: int) -> np.ndarray:  # float32 (columns of the package, minutes at most)
+    "The newest minutes of a task."
+    end, columns = task.values.shape[1] if task.end is None else task.end + 1, task.package.kernel.columns
+    window = task.values[:, max(end - minutes, 0) : end]
+    return window if len(window) == len(columns) else window[[COLUMNS.index(c) for c in columns]]
 
 # %% ../nbs/lib/16_serve.ipynb #c654ef32
 def ask(
@@ -600,7 +606,38 @@ def model_score(
     now = float(forecast[0])
     return now + float(_peaks(forecast).max()) if now <= package.site.thresholds.surge_level else float("-inf")
 
-# %% ../nbs/lib/16_serve.ipynb #1b171b43
+# %% ../nbs/lib/16_serve.ipynb #630f6fb2
+def namer_of(
+    package: Package,  # that raises the alarms
+    line: str,  # whose usual it knows, perhaps
+) -> Namer:
+    "Who names the causes of a line's alarms."
+    kept = (package.baseline or {}).get(line) or {}
+    return make_namer(package.feature_set, package.engine.features, package.kernel.columns, package.site, usual_kept(kept.get("columns") or {}))
+
+# %% ../nbs/lib/16_serve.ipynb #eb128cf7
+def _in_words(cause: Cause, timezone: str) -> NamedCause:
+    "A cause as it is told."
+    sentences = (say(cause, load_causes(), timezone, lang) for lang in ("en", "ko"))
+    return NamedCause(cause.name, round(cause.jobs, 2), *sentences, None if cause.since is None else moment_of(cause.since))
+
+# %% ../nbs/lib/16_serve.ipynb #906c4bbf
+def why(
+    package: Package,  # that forecast
+    namer: Namer,  # from `namer_of`
+    said: Said,  # the forecast
+    values: np.ndarray,  # float32 (columns of the package, minutes), the newest last
+    minute: int,  # minutes since 1970 UTC of the newest
+    n: int,  # at most, of each
+) -> tuple[list[Reason], list[NamedCause]]:  # the strongest, the likeliest first
+    "What moved the highest level foreseen most, by feature and by cause."
+    highest = package.horizons[int(_peaks(said.forecast).argmax())]
+    found = package.contributions(said.features, highest, "max", len(package.engine.features)) if n else []
+    booked = dict(found)
+    causes = namer([booked.get(name, 0.0) for name in package.engine.features], values, minute, n) if n else []
+    return [Reason(name, round(jobs, 2)) for name, jobs in found[:n]], [_in_words(c, package.site.timezone) for c in causes]
+
+# %% ../nbs/lib/16_serve.ipynb #e2c62a7a
 @patch
 def _alarm(self: Desk, task: Task, said: Said | None) -> Alarm:
     "Put rules and model together."
@@ -610,15 +647,15 @@ def _alarm(self: Desk, task: Task, said: Said | None) -> Alarm:
     limit = package.alarm.threshold - (package.alarm.hysteresis if self._warned(task) else 0) if package else np.inf
     found = decide(score, limit, verdict, hybrid)
     known = None if score is None or score == float("-inf") else round(score, 2)
-    reasons = self._reasons(task, said) if found.alarm and said is not None else []
-    return Alarm(found.alarm, found.by, hybrid, None if package is None else limit, known, SEVERITIES[verdict.severity], list(verdict.fired), reasons)
+    reasons, causes = self._why(task, said) if found.alarm and said is not None else ([], [])
+    return Alarm(found.alarm, found.by, hybrid, None if package is None else limit, known, SEVERITIES[verdict.severity],
+                 list(verdict.fired), reasons, causes)
 
-# %% ../nbs/lib/16_serve.ipynb #a67120c9
+# %% ../nbs/lib/16_serve.ipynb #f37dfc13
 @patch
-def _reasons(self: Desk, task: Task, said: Said) -> list[Reason]:
-    "What moved the highest level foreseen most."
-    highest = task.package.horizons[int(_peaks(said.forecast).argmax())]
-    return [Reason(name, round(jobs, 2)) for name, jobs in task.package.contributions(said.features, highest, "max", self.serving.reasons)]
+def _why(self: Desk, task: Task, said: Said) -> tuple[list[Reason], list[NamedCause]]:
+    "What moved the highest level foreseen most, by feature and by cause."
+    return why(task.package, task.line.namers[task.role], said, _newest(task, LOOK_BACK_MIN), task.minute, self.serving.reasons)
 
 # %% ../nbs/lib/16_serve.ipynb #bd2e111a
 @patch
@@ -752,7 +789,7 @@ def predict(
     "Answer a window."
     return self.answer(self.take_window(window))
 
-# %% ../nbs/lib/16_serve.ipynb #ae16f34b
+# %% ../nbs/lib/16_serve.ipynb #3797dc21
 @patch
 def shadow(
     self: Desk,
@@ -763,7 +800,7 @@ def shadow(
     if package is None or task.values is None or task.problem or task.package is None or package.kernel.columns != task.package.kernel.columns:
         return None
     line = task.line
-    line.beside = line.beside or Line(line.name, line.told, line.packages, line.tellers, line.judge, line.limit_min)
+    line.beside = line.beside or Line(line.name, line.told, line.packages, line.tellers, line.namers, line.judge, line.limit_min)
     return self.answer(task._replace(role="shadow", package=package, inputs=None, line=line.beside))
 
 # %% ../nbs/lib/16_serve.ipynb #23ba1668

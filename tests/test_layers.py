@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"core"}, {"answers", "messages", "processes", "load", "door"},
     {"config", "client"}, {"pages"}, {"documents"}, {"telemetry"}, {"simulate", "quality", "features", "targets", "rules", "smooth", "spread"},
-    {"model"}, {"evaluate", "plots", "engines"}, {"inference", "baseline", "store", "oracle"},
+    {"model"}, {"evaluate", "plots", "engines"}, {"inference", "baseline", "store", "oracle", "causes"},
     {"develop", "deployment", "access"}, {"registry", "distil"}, {"package", "serve", "schedule"},
     {"api", "bento", "offline", "board"}, {"sections"}, {"dashboard"}, {"integration"},
     {"monitor", "alerts"}, {"retrain"}, {"operate"}, {"rehearsal"},

@@ -142,8 +142,23 @@ def test_reasons_are_named_for_alarms(made, tmp_path):
     package, rows = made["package"], made["telemetry"]
     scored = offline.score_rows(package, rows).assign(alarm=lambda t: t["score"] > t["score"].quantile(0.995))
     told = offline.reason_rows(package, rows, scored, 2)
-    assert ((told != "") == (scored["alarm"] & scored["now"].notna())).all() and (told != "").sum() > 5
-    assert all(len(json.loads(t)) == 2 for t in told[told != ""])
+    named = scored["alarm"] & scored["now"].notna()
+    assert ((told["reasons"] != "") == named).all() and ((told["causes"] != "") == named).all() and named.sum() > 5
+    assert all(len(json.loads(t)) == 2 for t in told.loc[named, "reasons"])
+    assert all(1 <= len(json.loads(t)) <= 2 for t in told.loc[named, "causes"])
+
+
+def test_reasons_are_what_the_desk_says(made, holed, tmp_path):
+    package, desk = made["package"], make_desk(tmp_path, [made["packed"]], hybrid="model")
+    scored = offline.score_rows(package, holed, "model")
+    told = offline.reason_rows(package, holed, scored, 3)
+    whole = holed.set_index("timestamp")
+    busy = np.flatnonzero(told["causes"].to_numpy() != "")
+    for at in busy[np.linspace(0, len(busy) - 1, 6).astype(int)]:
+        rows = whole[: holed["timestamp"].iloc[at]].drop(columns="line").asfreq("min").reset_index().assign(line="HUB1")
+        alarm = desk.predict(window_at(rows, len(rows) - 1, minutes=len(rows))).alarm
+        assert json.loads(told["reasons"].iloc[at]) == [[r.feature, r.jobs] for r in alarm.reasons]
+        assert [c["group"] for c in json.loads(told["causes"].iloc[at])] == [c.group for c in alarm.causes]
 
 
 @pytest.mark.parametrize("which", ["alarms", "all"])

@@ -417,6 +417,10 @@ def test_an_alarm_names_its_reasons(packages, clock, data, tmp_path):
     assert 1 <= len(answer.alarm.reasons) <= 4 and all(r.feature in package.engine.features for r in answer.alarm.reasons)
     sizes = [abs(r.jobs) for r in answer.alarm.reasons]
     assert sizes == sorted(sizes, reverse=True)
+    assert 1 <= len(answer.alarm.causes) <= 4 and all(c.sentence and c.sentence_ko for c in answer.alarm.causes)
+    assert all(c.since is None or c.since <= answer.at for c in answer.alarm.causes)
+    assert msgspec.json.decode(msgspec.json.encode(answer), type=Answer) == answer
+    assert make_desk(tmp_path / "none", packages[:1], clock=clock, serving=Serving(reasons=0)).predict(window_at(data.telemetry, highest)).alarm.causes == []
 
 
 def test_an_answer_says_until_when_it_may_be_used(desk, data):
