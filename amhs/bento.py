@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SERVED', 'needed', 'reduced_lock', 'build_bento', 'unpack_bento', 'bento_contents', 'bento_problems', 'bento_hash']
 
-# %% ../nbs/lib/17_bento.ipynb #b6a52f64
+# %% ../nbs/lib/17_bento.ipynb #3a2f6ff7
 import lzma, os, re, shutil, subprocess, sys, tarfile
 from collections.abc import Iterable, Iterator
 from hashlib import sha256
@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 import pandas as pd
 import yaml
 
+from .challengers import answers_with
 from .config import read_yaml
 from .core import InputError, StageError, atomic_path, project_root, sha256_file, sha256_json, write_json
 from .deployment import Deployment, LineDeployment, add_package, pointer
@@ -68,7 +69,7 @@ def reduced_lock(
     blocks = re.split(r"\n(?=\S)", lock.strip())
     return "\n".join(b for b in blocks if _plain(re.match(r"[\w.-]+", b)[0]) in names) + "\n"
 
-# %% ../nbs/lib/17_bento.ipynb #e379b104
+# %% ../nbs/lib/17_bento.ipynb #daceeb8b
 def _lay_out(folder: Path, package: Package) -> str:
     "Copy what goes into a Bento; gives its version: that of the package, and eight digits of the code's."
     root, spec = project_root(), read_yaml(project_root() / "bentofile.yaml")
@@ -77,7 +78,7 @@ def _lay_out(folder: Path, package: Package) -> str:
         (folder / file.relative_to(root)).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, folder / file.relative_to(root))
     (folder / "README.md").write_text(package.card, encoding="utf-8")
-    (folder / "requirements.lock").write_text(reduced_lock((root / "requirements.lock").read_text(), needed()))
+    (folder / "requirements.lock").write_text(reduced_lock((root / "requirements.lock").read_text(), needed((*SERVED, *answers_with(package.forecaster)))))
     _deploy_inside(folder / "data/deployed", package)
     spec |= {"include": [*spec["include"], "requirements.lock", "data/deployed/**"]}
     (folder / "bentofile.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))

@@ -292,11 +292,11 @@ def load_site(
     path = site_path(name)
     return _site(path, (path.stat().st_mtime_ns, path.stat().st_size))
 
-# %% ../nbs/lib/01_config.ipynb #9712e130
+# %% ../nbs/lib/01_config.ipynb #b953a9ad
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
-Feature = Literal["v8", "hub"]
-Model = Literal["persistence", "linear", "v8", "hub"]
+Feature = Literal["v8", "hub", "window", "wide"]
+Model = Literal["persistence", "linear", "v8", "hub", "lightgbm", "deep", "ensemble"]
 
 # %% ../nbs/lib/01_config.ipynb #23c19e74
 When = Annotated[str, BeforeValidator(str)]  # YAML reads 2026-01-01 as a date
@@ -395,11 +395,14 @@ class DevelopParams(StageParams):
     trees: Count  # at most, while searching
     sample_share: Share  # of the rows, evenly spaced, while searching
 
-# %% ../nbs/lib/01_config.ipynb #95200c34
+# %% ../nbs/lib/01_config.ipynb #223e94c5
 class TrainParams(StageParams):
     "06: train the chosen configuration, validate."
 
     model: Model  # which model is trained
+    challengers: tuple[Model, ...]  # trained beside it; the best of all on validation rows goes on, if it answers in time
+    members: Annotated[tuple[Model, ...], Field(min_length=1)]  # of the challenger `ensemble`
+    max_row_ms: float = Field(gt=0)  # allowed cost of one forecast, median
     trees: Count  # at most; early stopping may take fewer
     early_stopping: Count  # rounds without gain on validation
     device: Literal["auto", "cpu", "cuda"]

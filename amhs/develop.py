@@ -7,11 +7,11 @@ __all__ = ['NO_TRUTH', 'SEARCHED', 'Collected', 'collect', 'scope_again', 'outsi
            'false_limit', 'read_scope', 'read_criteria', 'rules_or_model', 'block_times', 'block', 'Labelled',
            'save_labelled', 'load_labelled', 'arrival_table', 'history_days', 'missing_share', 'block_table',
            'data_card_facts', 'change_ratios', 'compare', 'inputs_table', 'rehearse', 'newest_features', 'sampled',
-           'fold_score', 'search', 'training_tables', 'drivers', 'feature_study', 'choose', 'choice_table', 'train',
-           'learnt_rows', 'span', 'fitted', 'training_table', 'forecast_block', 'validation_table', 'failed_gates',
-           'with_baselines', 'judge', 'acceptance', 'leaks', 'explain_sample', 'announcements', 'causes_at',
-           'named_causes', 'four_comparisons', 'comparison_table', 'comparison_gates', 'Compared', 'compare_again',
-           'package_model']
+           'fold_score', 'search', 'training_tables', 'drivers', 'feature_study', 'choose', 'choice_table', 'planned',
+           'train', 'learnt_rows', 'span', 'fitted', 'training_table', 'forecast_block', 'validation_table',
+           'failed_gates', 'with_baselines', 'judge', 'acceptance', 'leaks', 'explain_sample', 'announcements',
+           'causes_at', 'named_causes', 'four_comparisons', 'comparison_table', 'comparison_gates', 'Compared',
+           'compare_again', 'package_model']
 
 # %% ../nbs/lib/11_develop.ipynb #e53faf09
 import json, operator, tempfile
@@ -547,19 +547,32 @@ def choice_table(
     facts = {n: choice[n] for n in ("model", "feature_set")} | hyper | {n: choice[n] for n in ("score", "default_score")}
     return pd.DataFrame({"value": facts}).rename_axis("what")
 
-# %% ../nbs/lib/11_develop.ipynb #03f8f751
+# %% ../nbs/lib/11_develop.ipynb #d1ab463a
+def planned(
+    choice: Mapping,  # from stage 05, or the plan of stage 14
+    params: TrainParams,  # trees, early stopping, device, members of an ensemble, seed
+    model: str,  # a name of `MODELS`
+) -> Forecaster:  # not yet trained
+    "A model with the hyper-parameters that stages 05 and 06 give it."
+    return make_model(model, seed=params.seed, **_hyper(choice, params, model))
+
+# %% ../nbs/lib/11_develop.ipynb #82ac0f53
+def _hyper(choice: Mapping, params: TrainParams, model: str) -> dict[str, Any]:
+    "Hyper-parameters of stage 06 as far as a model has them, of an ensemble's members, and those that stage 05 chose."
+    known = type(make_model(model).hyper).model_fields
+    hyper = {name: getattr(params, name) for name in ("trees", "early_stopping", "device") if name in known}
+    if model == "ensemble":
+        hyper["members"] = {name: _hyper(choice, params, name) for name in params.members}
+    return hyper | ({"feature_set": choice["feature_set"], **choice["hyper"]} if model == choice["model"] else {})
+
+# %% ../nbs/lib/11_develop.ipynb #aa715fd6
 def train(
     data: Labelled,  # the labelled data set
     choice: Mapping,  # from stage 05
     params: TrainParams,  # model, trees, early stopping, device, seed
 ) -> Forecaster:  # trained on the training block; stopped and calibrated on the validation block
-    "Train what stage 05 chose, or a baseline by name."
-    hyper = {}
-    if params.model in ("v8", "hub"):
-        hyper = {"trees": params.trees, "early_stopping": params.early_stopping, "device": params.device}
-    if params.model == choice["model"]:
-        hyper |= {"feature_set": choice["feature_set"], **choice["hyper"]}
-    return fitted(data, make_model(params.model, seed=params.seed, **hyper))
+    "Train what stage 05 chose, or another model by name; `amhs.contest` lets several compete."
+    return fitted(data, planned(choice, params, params.model))
 
 # %% ../nbs/lib/11_develop.ipynb #7a9fa821
 def learnt_rows(

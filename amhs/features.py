@@ -6,8 +6,8 @@
 __all__ = ['V8_WINDOW_GROUPS', 'HUB_DETAIL_GROUPS', 'DAY_MIN', 'WEEK_MIN', 'THURSDAY_MIN', 'HANDS', 'PROFILE_DAYS', 'BLOCK_MIN',
            'RAW', 'SUM5', 'TILT5', 'SPREAD5', 'HIGH5', 'LOW5', 'SCRATCH', 'TILE', 'MISSING', 'NEEDS', 'FEATURE_SETS',
            'Node', 'Series', 'Window', 'Number', 'Map', 'Clock', 'Average', 'Feature', 'v8_features', 'hub_features',
-           'Op', 'higher', 'lower', 'Program', 'Step', 'FeatureKernel', 'compile_features', 'feature_table',
-           'build_features']
+           'window_features', 'wide_features', 'Op', 'higher', 'lower', 'Program', 'Step', 'FeatureKernel',
+           'compile_features', 'feature_table', 'build_features']
 
 # %% ../nbs/lib/05_features.ipynb #04f98ef8
 import os, threading
@@ -586,6 +586,23 @@ def hub_features(
             *_grouped("room", _hub_room()), *_grouped("upstream", _hub_upstream()), *_grouped("checks", _hub_checks()),
             *_grouped("clock", {hand: Clock(hand) for hand in HANDS}), *_hub_profiles()]
 
+# %% ../nbs/lib/05_features.ipynb #746bb9f5
+def window_features(
+    limits: Thresholds = Thresholds(),  # of the site; not used
+) -> list[Feature]:
+    "The raw window, oldest minute first, the clock and the last days."
+    raw = {f"window_{c}_{m}": _column(c).last(m) for c in COLUMNS for m in reversed(range(WINDOW_MIN))}
+    beside = [f for f in hub_features(limits) if f.group in ("clock", "profile")]
+    return [Feature("hub_jobs_last", "target", _column("hub_jobs").last()), *_grouped("window", raw), *beside]
+
+# %% ../nbs/lib/05_features.ipynb #e8310137
+def wide_features(
+    limits: Thresholds = Thresholds(),  # of the site
+) -> list[Feature]:
+    "V8's features, our own and the raw window; those that are in several sets once."
+    every = [*v8_features(limits), *hub_features(limits), *window_features(limits)]
+    return list({f.name: f for f in every}.values())
+
 # %% ../nbs/lib/05_features.ipynb #5fab2a12
 class Op(IntEnum):
     "Steps of a program: prepare a series, look through a window, combine registers"
@@ -1112,8 +1129,8 @@ def _program(
         parts=_padded([[register[p] for p in a.parts] for a in _distinct(values, Average)], -1).astype("int64"),
         hands=_hands())
 
-# %% ../nbs/lib/05_features.ipynb #c0e954f6
-FEATURE_SETS = {"v8": v8_features, "hub": hub_features}
+# %% ../nbs/lib/05_features.ipynb #484fa96c
+FEATURE_SETS = {"v8": v8_features, "hub": hub_features, "window": window_features, "wide": wide_features}
 
 # %% ../nbs/lib/05_features.ipynb #64a37a35
 def _features(

@@ -7,7 +7,7 @@ __all__ = ['NOW', 'MODELS', 'heads', 'align', 'ordered', 'surge_class', 'pick_de
            'Forecaster', 'Persistence', 'Linear', 'Boosted', 'informative', 'calibrated', 'log_loss', 'fit_calibration',
            'ModelKind', 'make_model', 'load_model']
 
-# %% ../nbs/lib/08_model.ipynb #31805cc7
+# %% ../nbs/lib/08_model.ipynb #88dc7c4d
 import json, os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +16,7 @@ from functools import cache
 from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
+from pkgutil import resolve_name
 from queue import SimpleQueue
 from time import perf_counter
 from typing import Literal
@@ -728,24 +729,27 @@ def _weigh_class(self: Boosted, X: np.ndarray, horizon_min: str, klass: int) -> 
         row[:-1], row[-1] = row[:-1] * slope, odds
     return found.astype("float32")
 
-# %% ../nbs/lib/08_model.ipynb #5936231d
+# %% ../nbs/lib/08_model.ipynb #eb17ece7
 @dataclass(frozen=True)
 class ModelKind:
     "A model by name: what it is, what can be chosen."
 
     description: str
-    forecaster: type[Forecaster]
-    hyper: type[Frozen]
+    forecaster: type[Forecaster] | str  # the class, or where a later module keeps it: module:name
+    hyper: type[Frozen] | str
 
-# %% ../nbs/lib/08_model.ipynb #bff357a1
+# %% ../nbs/lib/08_model.ipynb #40b597e8
 MODELS = {
     "persistence": ModelKind("nothing changes; classes by majority vote", Persistence, Plain),
     "linear": ModelKind("ridge and logistic regression", Linear, Lines),
     "v8": ModelKind("the model in use: 250 trees per head, no early stopping", Boosted, Boosting),
     "hub": ModelKind("our own: a smooth forecast and trees on top, early stopping, balanced and calibrated classes", Boosted, Hub),
+    "lightgbm": ModelKind("gradient boosting of another family: trees that grow leaf by leaf", "amhs.challengers:Leafwise", "amhs.challengers:Leaves"),
+    "deep": ModelKind("small networks on the raw window of half an hour", "amhs.challengers:Deep", "amhs.challengers:Network"),
+    "ensemble": ModelKind("what several models say on average", "amhs.challengers:Ensemble", "amhs.challengers:Team"),
 }
 
-# %% ../nbs/lib/08_model.ipynb #b9653beb
+# %% ../nbs/lib/08_model.ipynb #f636aaa5
 def make_model(
     name: str = "hub",  # a name of `MODELS`
     horizons: Sequence[int] = HORIZONS_MIN,  # minutes ahead
@@ -757,8 +761,8 @@ def make_model(
         raise ParameterError("no such model", got=name, fix=f"use one of {', '.join(nearest(name, MODELS))}")
     if not horizons or any(isinstance(h, bool) or int(h) != h or h < 1 for h in horizons):
         raise ParameterError("horizons are whole minutes ahead", got=horizons, fix="use e.g. (10, 15, 25)")
-    kind = MODELS[name]
-    return kind.forecaster(name, horizons, seed, checked(kind.hyper, hyper, f"model {name}"))
+    forecaster, known = (resolve_name(part) if isinstance(part, str) else part for part in (MODELS[name].forecaster, MODELS[name].hyper))
+    return forecaster(name, horizons, seed, checked(known, hyper, f"model {name}"))
 
 # %% ../nbs/lib/08_model.ipynb #44619910
 @patch
@@ -824,7 +828,7 @@ def _booster_version() -> dict[str, str]:
 
     return {"xgboost": xgb.__version__}
 
-# %% ../nbs/lib/08_model.ipynb #da39086a
+# %% ../nbs/lib/08_model.ipynb #03605915
 @patch
 def save(
     self: Forecaster,
@@ -836,7 +840,7 @@ def save(
     with atomic_path(folder) as tmp:
         tmp.mkdir()
         state = self._write(tmp)
-        files = {p.name: sha256_file(p) for p in sorted(tmp.iterdir())}
+        files = {p.relative_to(tmp).as_posix(): sha256_file(p) for p in sorted(tmp.rglob("*")) if p.is_file()}
         (tmp / "model.json").write_text(json.dumps(self._card(state, files), indent=1), encoding="utf-8")
     return Path(folder)
 

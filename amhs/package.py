@@ -7,7 +7,7 @@ __all__ = ['PROVEN', 'SINGLE_ROWS', 'TURNS', 'NEEDS', 'build_engines', 'validati
            'candidate_table', 'choose_alarm', 'conformal', 'resolved_rules', 'example_window', 'licences',
            'write_package', 'replay', 'interval_table', 'contents', 'alarm_table', 'licence_table', 'refused_table']
 
-# %% ../nbs/lib/16_package.ipynb #acdc8018
+# %% ../nbs/lib/16_package.ipynb #5f719fde
 import json, math
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, distribution
@@ -19,6 +19,7 @@ import pandas as pd
 import yaml
 
 from .baseline import load_edges, make_baseline
+from .challengers import answers_with
 from .config import TARGETS, Criteria, InferenceParams
 from .core import AmhsError, ModelError, atomic_path, read_json, seeded, sha256_file, sha256_json, sha256_tree, write_json
 from .develop import Labelled, block, forecast_block
@@ -231,14 +232,15 @@ def _licence(name: str) -> dict | None:
     text = about.get("License-Expression") or ", ".join(kinds) or (about.get("License") or "not stated").strip().splitlines()[0]
     return {"name": about["Name"], "version": found.version, "licence": text[:80]}
 
-# %% ../nbs/lib/16_package.ipynb #db68e4ca
+# %% ../nbs/lib/16_package.ipynb #597627c3
 def licences(
     engine: str,  # name of the engine
+    *further: str,  # distributions that the model itself answers with, from `answers_with`
 ) -> list[dict[str, str]]:  # name, version, licence; by name
     "Licences of what answering from a package needs."
     from packaging.requirements import Requirement
 
-    open_, found = ["numpy", "pandas", "numba", "pydantic", "PyYAML", "fastcore", "xgboost-cpu", "xgboost", *NEEDS[engine]], {}
+    open_, found = ["numpy", "pandas", "numba", "pydantic", "PyYAML", "fastcore", "xgboost-cpu", "xgboost", *NEEDS[engine], *further], {}
     while open_:
         name = open_.pop().lower().replace("_", "-")
         if name in found or (about := _licence(name)) is None:
@@ -308,17 +310,18 @@ def _usual(data: Labelled, engine: Engine, feature_set: str, like: pd.DataFrame,
     rows = features.index.intersection(data.targets.index)
     return make_baseline(data.telemetry, features, _answered(engine, like, features.loc[rows]), data.targets, data.site, data.times, intervals.model)
 
-# %% ../nbs/lib/16_package.ipynb #c13294ba
+# %% ../nbs/lib/16_package.ipynb #6e2b1209
 def _write_files(tmp: Path, confirmed: Path, data: Labelled, engine: Engine, candidates: pd.DataFrame) -> None:
     "Model, engine, site, rules, card, proof, licences."
-    load_model(confirmed / "model").save(tmp / "model")
+    forecaster = load_model(confirmed / "model")
+    forecaster.save(tmp / "model")
     engine.save(tmp / "engine")
     write_json(tmp / "site.json", data.site.model_dump(mode="json"))
     (tmp / "rules.yaml").write_text(resolved_rules(load_rules(site=data.site)), encoding="utf-8")
     (tmp / "card.md").write_text((confirmed / "card.md").read_text(encoding="utf-8"), encoding="utf-8")
     said = candidates[["what", *PROVEN, "chosen"]].reset_index(names="engine")
     write_json(tmp / "proof.json", json.loads(said.to_json(orient="records", double_precision=15)))
-    write_json(tmp / "licences.json", licences(engine.kind))
+    write_json(tmp / "licences.json", licences(engine.kind, *answers_with(forecaster)))
 
 # %% ../nbs/lib/16_package.ipynb #3417cb4e
 def _write_example(tmp: Path, data: Labelled, engine: Engine, about: Mapping) -> None:

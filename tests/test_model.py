@@ -13,12 +13,24 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import amhs.model as M
+from amhs.challengers import lacking
 from amhs.config import CLASSES, HORIZONS_MIN, TARGETS
 from amhs.core import InputError, ModelError, ParameterError
 from amhs.model import MODELS, heads, load_model, log_loss, make_model, ordered, pick_device, surge_class
 
-SMALL = {"persistence": {}, "linear": {}, "v8": {"trees": 50}, "hub": {"trees": 80, "min_child_weight": 2.0, "early_stopping": 10}}
-NAMES = list(MODELS)
+SMALL = {"persistence": {}, "linear": {}, "v8": {"trees": 50}, "hub": {"trees": 80, "min_child_weight": 2.0, "early_stopping": 10},
+         "lightgbm": {"trees": 80, "min_rows": 5, "early_stopping": 10}, "deep": {"nets": 2, "epochs": 30, "batch": 32, "device": "cpu"}}
+SMALL["ensemble"] = {"members": {"hub": {**SMALL["hub"], "ordered": False}, "linear": SMALL["linear"]}}
+SPREADS = ("hub", "lightgbm", "ensemble")  # models that say how far the truth may be
+
+
+def installed(*names):
+    "Models as parameters of a test; one that cannot learn here is skipped, and says what is missing."
+    return [pytest.param(n, marks=pytest.mark.skipif(bool(lacking(n)), reason=f"{n}: {lacking(n)} not installed")) for n in names]
+
+
+NAMES = installed(*MODELS)
+LEARNING = installed(*(name for name in MODELS if name != "persistence"))
 
 
 def hub(rows=1200, seed=0, noise=8.0, edges=(10, 40)):
@@ -63,7 +75,7 @@ def test_forecast_table(name):
     per = [[*(f"change_{t}_{h}" for t in TARGETS), *(f"prob_{c}_{h}" for c in CLASSES)] for h in HORIZONS_MIN]
     spreads = [f"spread_{t}_{h}" for h in HORIZONS_MIN for t in TARGETS]
     assert list(forecast.columns) == ["now", *sum(per, []), *spreads]
-    assert (forecast[spreads] > 0).all(axis=None) and (name == "hub") == (forecast[spreads].nunique() > 1).all()
+    assert (forecast[spreads] > 0).all(axis=None) and (name in SPREADS) == (forecast[spreads].nunique() > 1).all()
     assert forecast.index.equals(features.index)
     assert set(forecast.dtypes) == {np.dtype("float32")}
     assert forecast.notna().all(axis=None)
@@ -74,7 +86,7 @@ def test_forecast_table(name):
         assert surge_class(forecast, h).isin([0, 1, 2]).all()
 
 
-@pytest.mark.parametrize("name", ["linear", "v8", "hub"])
+@pytest.mark.parametrize("name", LEARNING)
 def test_learning_models_beat_persistence(name):
     features, targets = blocks(*hub())[2]
     error = (trained(name).predict(features) - targets).abs().mean()
@@ -185,7 +197,7 @@ def test_loaded_models_keep_what_is_known(name, tmp_path):
     assert (again.name, again.seed, again.horizons, again.hyper) == (model.name, model.seed, model.horizons, model.hyper)
     assert again.info == {k: v for k, v in json.loads(json.dumps(model.info)).items() if k != "seconds"}, "the same training, the same file"
     assert again.explain(later()).equals(model.explain(later()))
-    assert {p.suffix for p in (tmp_path / "m").iterdir()} <= {".json", ".ubj", ".npz"}
+    assert {p.suffix for p in (tmp_path / "m").rglob("*") if p.is_file()} <= {".json", ".ubj", ".npz", ".txt"}
 
 
 def flip(path):
@@ -236,11 +248,16 @@ def test_a_save_that_fails_leaves_the_old_model(tmp_path, monkeypatch):
 # ---- explanations
 
 
+@cache
+def unordered(name):
+    return make_model(name, **SMALL[name], ordered=False).fit(*blocks(*hub())[0])
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("horizon_min", HORIZONS_MIN)
 def test_contributions_add_up_to_the_change(name, horizon_min):
     features = later()
-    model = make_model("hub", **SMALL["hub"], ordered=False).fit(*blocks(*hub())[0]) if name == "hub" else trained(name)
+    model = trained(name) if name in ("persistence", "linear", "v8") else unordered(name)
     forecast = model.predict(features)
     for target in TARGETS if name != "linear" else ["max"]:
         why = model.explain(features, target, horizon_min)
@@ -262,7 +279,7 @@ def test_contributions_to_a_class_are_those_to_the_highest_change():
         assert (np.sign(moved) == side * np.sign(jobs))[np.abs(jobs) > 0.1].mean() > 0.95
 
 
-@pytest.mark.parametrize("name", ["linear", "v8"])
+@pytest.mark.parametrize("name", installed("linear", "v8", "lightgbm", "deep"))
 def test_contributions_add_up_to_the_log_odds(name):
     features = later()
     odds = np.stack([trained(name).explain(features, c, 15).sum(axis=1) for c in CLASSES], axis=1)
@@ -361,7 +378,7 @@ def test_heavy_rows_weigh_more_in_v8():
 # ---- odd data
 
 
-@pytest.mark.parametrize("name", ["linear", "v8", "hub"])
+@pytest.mark.parametrize("name", LEARNING)
 def test_unknown_values_in_features_are_fine(name):
     features, targets = hub()
     holes = features.mask(np.random.default_rng(0).random(features.shape) < 0.1).assign(hub_jobs_last=features["hub_jobs_last"])
@@ -472,7 +489,7 @@ def test_order_that_is_there_is_kept(changes):
     assert np.array_equal(ordered(first, np.full(10, 1e9)), first)
 
 
-@pytest.mark.parametrize("name", ["linear", "hub"])
+@pytest.mark.parametrize("name", installed("linear", "hub", "lightgbm", "deep", "ensemble"))
 def test_our_forecasts_are_in_order(name):
     forecast = trained(name).predict(later())
     for h in HORIZONS_MIN:
