@@ -579,10 +579,10 @@ def _every(self: Boosted, n: int) -> int:
     "The trees learn from every so manieth row."
     return -(-n // self.hyper.rows) if self.hyper.rows else 1
 
-# %% ../nbs/lib/08_model.ipynb #596f0e88
+# %% ../nbs/lib/08_model.ipynb #84c0b4dc
 @patch
 def _learn(self: Boosted, X: np.ndarray, targets: pd.DataFrame, valid: tuple[np.ndarray, pd.DataFrame] | None) -> None:
-    "Train all heads on shared bins, then calibrate the classifiers."
+    "Train all heads on shared bins, then calibrate."
     device = pick_device(self.hyper.device)
     self.calibration = {str(h): {"scale": 1.0, "bias": [0.0] * len(CLASSES)} for h in self.horizons}
     X, workers, every = self._start(X, targets), self._workers(device), self._every(len(X))
@@ -738,12 +738,12 @@ class ModelKind:
     forecaster: type[Forecaster] | str  # the class, or where a later module keeps it: module:name
     hyper: type[Frozen] | str
 
-# %% ../nbs/lib/08_model.ipynb #40b597e8
+# %% ../nbs/lib/08_model.ipynb #6e5c1f21
 MODELS = {
     "persistence": ModelKind("nothing changes; classes by majority vote", Persistence, Plain),
     "linear": ModelKind("ridge and logistic regression", Linear, Lines),
     "v8": ModelKind("the model in use: 250 trees per head, no early stopping", Boosted, Boosting),
-    "hub": ModelKind("our own: a smooth forecast and trees on top, early stopping, balanced and calibrated classes", Boosted, Hub),
+    "hub": ModelKind("our own: a smooth forecast and trees on top, early stopping, one distribution for intervals and classes", Boosted, Hub),
     "lightgbm": ModelKind("gradient boosting of another family: trees that grow leaf by leaf", "amhs.challengers:Leafwise", "amhs.challengers:Leaves"),
     "deep": ModelKind("small networks on the raw window of half an hour", "amhs.challengers:Deep", "amhs.challengers:Network"),
     "ensemble": ModelKind("what several models say on average", "amhs.challengers:Ensemble", "amhs.challengers:Team"),

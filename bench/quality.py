@@ -115,6 +115,17 @@ def alarms(evaluation: Evaluation, where: str, judged: bool) -> list[dict]:
     return found
 
 
+def intervals(evaluation: Evaluation, where: str) -> list[dict]:
+    "How often the intervals of hub hold, on all rows and in the worst slice of a day's rows and more; goal: 90 % within 2 points."
+    table, found = evaluation.intervals.query("model == 'hub' and n >= 1440"), []
+    for (h, t), rows in table.groupby(["horizon_min", "target"]):
+        whole, worst = rows[rows["slice"] == "all"].iloc[0], rows.loc[(rows["coverage"] - 0.9).abs().idxmax()]
+        name, off = f"{where}: 90 % interval of {t} {h} min", abs(worst["coverage"] - 0.9)
+        found += [figure(f"{name}, share within", whole["coverage"], ""), figure(f"{name}, mean width", whole["width"], "jobs"),
+                  figure(f"{name}, share within in the worst slice ({worst['slice']} {worst['part']})", worst["coverage"], "", "0.90 +- 0.02", off <= 0.02)]
+    return found
+
+
 def judged(place: Place, trees: int, params: EvaluateParams, points: int) -> list[dict]:
     "Everything about one place."
     data, simulated = labelled(place), place.source == "simulate"
@@ -124,7 +135,7 @@ def judged(place: Place, trees: int, params: EvaluateParams, points: int) -> lis
         found.append(figure("training of the champion for 180 days", seconds["hub"], "s", "<= 300", seconds["hub"] <= 300))
     evaluation = judge(data, models, params)
     print(evaluation.headline(10, 0.5).round(3).T.to_string(), flush=True)
-    found += [*alarms(evaluation, place.name, simulated), *errors(evaluation, place.name)]
+    found += [*alarms(evaluation, place.name, simulated), *errors(evaluation, place.name), *intervals(evaluation, place.name)]
     return found + (told(shares(data, models, place, points), place) if simulated else [])
 
 
