@@ -504,6 +504,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'amhs.contest': { 'amhs.contest.Contest': ('lib/contest.html#contest', 'amhs/contest.py'),
                               'amhs.contest._megabytes': ('lib/contest.html#_megabytes', 'amhs/contest.py'),
                               'amhs.contest._row_ms': ('lib/contest.html#_row_ms', 'amhs/contest.py'),
+                              'amhs.contest._seconds': ('lib/contest.html#_seconds', 'amhs/contest.py'),
                               'amhs.contest.compete': ('lib/contest.html#compete', 'amhs/contest.py'),
                               'amhs.contest.entrants': ('lib/contest.html#entrants', 'amhs/contest.py'),
                               'amhs.contest.scored': ('lib/contest.html#scored', 'amhs/contest.py'),

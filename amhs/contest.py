@@ -89,7 +89,13 @@ class Contest:
     champion: Forecaster  # trained
     table: pd.DataFrame  # from `trade_table`
 
-# %% ../nbs/lib/17_contest.ipynb #deca18ae
+# %% ../nbs/lib/17_contest.ipynb #99578af7
+def _seconds(model: Forecaster, models: Mapping[str, Forecaster]) -> float:
+    "Seconds of training, with those of members that were taken as they were."
+    taken = [member for name, member in getattr(model, "members", {}).items() if member is models.get(name)]
+    return model.info["seconds"] + sum(member.info["seconds"] for member in taken)
+
+# %% ../nbs/lib/17_contest.ipynb #ff122e9e
 def compete(
     data: Labelled,  # the labelled data set
     choice: Mapping,  # from stage 05, or the plan of stage 14
@@ -102,5 +108,6 @@ def compete(
     for name in names:
         model = planned(choice, params, name)
         models[name] = fitted(data, model.take(models) if isinstance(model, Ensemble) else model)
-    table = trade_table({name: scored(model, data, clock) for name, model in models.items()}, absent, params.max_row_ms)
+    scores = {name: scored(model, data, clock) | {"seconds": _seconds(model, models)} for name, model in models.items()}
+    table = trade_table(scores, absent, params.max_row_ms)
     return Contest(models[table.index[table["champion"]][0]], table)
