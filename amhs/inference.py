@@ -189,14 +189,14 @@ def self_test(self: Package) -> float:  # furthest difference, jobs or probabili
         raise ModelError("a package does not give its own example's answer here", got=off, fix="run stage 08 again on this machine")
     return off
 
-# %% ../nbs/lib/15_inference.ipynb #a3075b6b
+# %% ../nbs/lib/15_inference.ipynb #8c749cc0
 def load_package(
     folder: Path | str,  # what stage 08 wrote
 ) -> Package:  # tested with its own example
     "Read a package; every hash is checked before anything is read."
     folder = Path(folder)
     card = unseal(folder, "package.json")
-    if card.get("format") != 1:
+    if card.get("format") != 2:
         raise ModelError("a package of another format", got=card.get("format"), fix="load it with the version of amhs that wrote it")
     site = Site(**read_json(folder / "site.json"))
     package = Package(folder, card, load_engine(folder / "engine", folder / "model"), site, load_rules(folder / "rules.yaml", site))

@@ -808,14 +808,14 @@ def _write(self: Boosted, folder: Path) -> dict:
     write_smooth(self.smooth, folder)
     return {"used": self.used, "calibration": self.calibration}
 
-# %% ../nbs/lib/08_model.ipynb #e3ddb1aa
+# %% ../nbs/lib/08_model.ipynb #0b182b8f
 @patch
 def _card(self: Forecaster, state: dict, files: dict[str, str]) -> dict:
     "What model.json holds, sealed."
     versions = {name: version(name) for name in ("amhs", "numpy")} | _booster_version()
     info = {k: v for k, v in self.info.items() if k != "seconds"}  # the same training gives the same files
     card = {
-        "format": 1, "name": self.name, "horizons": self.horizons, "seed": self.seed, "hyper": self.hyper.model_dump(),
+        "format": 2, "name": self.name, "horizons": self.horizons, "seed": self.seed, "hyper": self.hyper.model_dump(),
         "features": self.features, "shares": self.shares, "info": info, "versions": versions, "state": state, "files": files,
     }
     card = json.loads(json.dumps(card))
@@ -844,7 +844,7 @@ def save(
         (tmp / "model.json").write_text(json.dumps(self._card(state, files), indent=1), encoding="utf-8")
     return Path(folder)
 
-# %% ../nbs/lib/08_model.ipynb #ace30493
+# %% ../nbs/lib/08_model.ipynb #a60f54dc
 def _checked_card(folder: Path) -> dict:
     "model.json, after all hashes have been found right."
     try:
@@ -857,6 +857,8 @@ def _checked_card(folder: Path) -> dict:
     wrong += [n for n, known in files.items() if not (folder / n).is_file() or sha256_file(folder / n) != known]
     if wrong:
         raise ModelError("a saved model was changed or damaged", got=wrong, fix="restore it, or train and save it again")
+    if card["format"] != 2:
+        raise ModelError("a model of another format", got=card["format"], fix="load it with the version of amhs that wrote it, or train it again")
     return card
 
 # %% ../nbs/lib/08_model.ipynb #d2a9d033

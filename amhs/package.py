@@ -272,7 +272,7 @@ def _answered(engine: Engine, like: pd.DataFrame, features: pd.DataFrame) -> pd.
     table.attrs = like.attrs
     return table
 
-# %% ../nbs/lib/16_package.ipynb #042518cf
+# %% ../nbs/lib/16_package.ipynb #bd5c61e2
 def write_package(
     folder: Path | str,  # where; replaced as a whole
     confirmed: Path | str,  # the confirmed model that stage 07 wrote
@@ -299,7 +299,7 @@ def write_package(
         _write_example(tmp, data, engine, about)
         write_json(tmp / "baseline.json", _usual(data, engine, about["feature_set"], like, intervals))
         about["version"] = f"{number}-{_identity(tmp, about)}"
-        seal(tmp, "package.json", {"format": 1, **about})
+        seal(tmp, "package.json", {"format": 2, **about})
         load_package(tmp)
     return Path(folder)
 

@@ -15,7 +15,7 @@ from hypothesis.extra.numpy import arrays
 import amhs.model as M
 from amhs.challengers import lacking
 from amhs.config import CLASSES, HORIZONS_MIN, TARGETS
-from amhs.core import InputError, ModelError, ParameterError
+from amhs.core import InputError, ModelError, ParameterError, sha256_json
 from amhs.model import MODELS, heads, load_model, log_loss, make_model, ordered, pick_device, surge_class
 
 SMALL = {"persistence": {}, "linear": {}, "v8": {"trees": 50}, "hub": {"trees": 80, "min_child_weight": 2.0, "early_stopping": 10},
@@ -221,6 +221,15 @@ def test_damaged_models_are_refused(file, harm, tmp_path):
     folder = trained("hub").save(tmp_path / "m")
     harm(folder / file)
     with pytest.raises(ModelError, match="model" if file.endswith("json") else file):
+        load_model(folder)
+
+
+def test_a_model_of_another_format_is_refused_by_name(tmp_path):
+    folder = trained("linear").save(tmp_path / "m")
+    card = json.loads((folder / "model.json").read_text()) | {"format": 1}
+    card.pop("seal")
+    (folder / "model.json").write_text(json.dumps(card | {"seal": sha256_json(card)}))
+    with pytest.raises(ModelError, match="another format"):
         load_model(folder)
 
 
