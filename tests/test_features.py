@@ -74,7 +74,7 @@ def test_v8_holds_on_any_window(seed, spread, offset):
 @pytest.mark.parametrize("level", [0.1, 2.8, 600.0, 1e6 / 3])
 def test_a_constant_feed_has_no_spread_and_no_slope(level):
     telemetry = feed(200).assign(**dict.fromkeys(COLUMNS, np.float32(level)))
-    for feature_set in FEATURE_SETS:
+    for feature_set in ("v8", "hub"):
         features = build_features(telemetry, feature_set)
         moving = features.filter(regex="std|slope|change|acceleration|collectors_apart")
         assert len(moving.columns) > 40 and not moving.isna().all().any()
