@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LineDeployment', 'Deployment', 'pointer', 'read_deployment', 'package_folder', 'add_package', 'deployed_versions',
-           'local_now', 'assign', 'deploy', 'rollback', 'retire', 'deployment_records', 'deployment_history']
+           'one_at_a_time', 'local_now', 'assign', 'deploy', 'rollback', 'retire', 'deployment_records',
+           'deployment_history']
 
 # %% ../nbs/lib/15_deployment.ipynb #0dc4a102
 import fcntl, json, shutil
@@ -96,10 +97,12 @@ def deployed_versions(
     "Versions that can be made live without copying anything."
     return sorted(p.name for p in package_folder("", folder).glob("[!.]*") if p.is_dir())
 
-# %% ../nbs/lib/15_deployment.ipynb #c3ee9fb3
+# %% ../nbs/lib/15_deployment.ipynb #b79bf864
 @contextmanager
-def _locked(home: Path) -> Iterator[None]:
-    "One change at a time."
+def one_at_a_time(
+    home: Path,  # a folder; made if need be
+) -> Iterator[None]:
+    "Change what is in a folder while nobody else does."
     home.mkdir(parents=True, exist_ok=True)
     with open(home / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -122,7 +125,7 @@ def local_now() -> datetime:
     "The clock of this machine, with its zone."
     return datetime.now().astimezone()
 
-# %% ../nbs/lib/15_deployment.ipynb #73b495cb
+# %% ../nbs/lib/15_deployment.ipynb #81eb8910
 def assign(
     line: str,  # a hub
     folder: Path | str | None = None,  # of deployments; None: the settings'
@@ -133,7 +136,7 @@ def assign(
 ) -> LineDeployment:  # as it is now
     "Change who answers for a line."
     home = pointer(folder).parent
-    with _locked(home):
+    with one_at_a_time(home):
         now = read_deployment(folder)
         before = now.lines.get(line, LineDeployment())
         after = checked(LineDeployment, before.model_dump() | changes, f"line {line}")
@@ -183,7 +186,7 @@ def rollback(
         raise InputError(f"line {line} has no earlier model to go back to", got=now and now.live, fix="see `amhs deploy history`")
     return assign(line, folder, who, why, clock, live=now.previous, previous=now.live)
 
-# %% ../nbs/lib/15_deployment.ipynb #b152e675
+# %% ../nbs/lib/15_deployment.ipynb #6691f642
 def retire(
     line: str,  # a hub
     folder: Path | str | None = None,  # of deployments; None: the settings'
@@ -193,7 +196,7 @@ def retire(
 ) -> None:
     "Stop answering for a line."
     home = pointer(folder).parent
-    with _locked(home):
+    with one_at_a_time(home):
         now = read_deployment(folder)
         if line not in now.lines:
             raise InputError("no such line is deployed", got=line, fix=f"use one of {', '.join(nearest(line, now.lines))}")

@@ -8,10 +8,10 @@ __all__ = ['NO_TRUTH', 'SEARCHED', 'Collected', 'collect', 'scope_again', 'outsi
            'save_labelled', 'load_labelled', 'arrival_table', 'history_days', 'missing_share', 'block_table',
            'data_card_facts', 'change_ratios', 'compare', 'inputs_table', 'rehearse', 'newest_features', 'sampled',
            'fold_score', 'search', 'training_tables', 'drivers', 'feature_study', 'choose', 'choice_table', 'planned',
-           'train', 'learnt_rows', 'span', 'fitted', 'training_table', 'forecast_block', 'validation_table',
-           'failed_gates', 'with_baselines', 'judge', 'acceptance', 'leaks', 'explain_sample', 'announcements',
-           'causes_at', 'named_causes', 'four_comparisons', 'comparison_table', 'comparison_gates', 'Compared',
-           'compare_again', 'package_model']
+           'learnt_rows', 'span', 'fitted', 'training_table', 'forecast_block', 'validation_table', 'failed_gates',
+           'with_baselines', 'judge', 'acceptance', 'leaks', 'explain_sample', 'announcements', 'causes_at',
+           'named_causes', 'four_comparisons', 'comparison_table', 'comparison_gates', 'Compared', 'compare_again',
+           'package_model']
 
 # %% ../nbs/lib/11_develop.ipynb #e53faf09
 import json, operator, tempfile
@@ -564,15 +564,6 @@ def _hyper(choice: Mapping, params: TrainParams, model: str) -> dict[str, Any]:
     if model == "ensemble":
         hyper["members"] = {name: _hyper(choice, params, name) for name in params.members}
     return hyper | ({"feature_set": choice["feature_set"], **choice["hyper"]} if model == choice["model"] else {})
-
-# %% ../nbs/lib/11_develop.ipynb #aa715fd6
-def train(
-    data: Labelled,  # the labelled data set
-    choice: Mapping,  # from stage 05
-    params: TrainParams,  # model, trees, early stopping, device, seed
-) -> Forecaster:  # trained on the training block; stopped and calibrated on the validation block
-    "Train what stage 05 chose, or another model by name; `amhs.contest` lets several compete."
-    return fitted(data, planned(choice, params, params.model))
 
 # %% ../nbs/lib/11_develop.ipynb #7a9fa821
 def learnt_rows(

@@ -7,10 +7,9 @@ __all__ = ['LIMITS', 'COST', 'PREFIX', 'readable', 'condition_text', 'risk_direc
            'with_limits', 'Ground', 'make_ground', 'cover', 'Proposal', 'learn_rules', 'proposal_table', 'model_alarm',
            'distil', 'rules_text', 'rules_diff', 'write_proposal', 'adopt_rules', 'rules_history', 'kept_rules']
 
-# %% ../nbs/lib/16_distil.ipynb #b39400c6
-import difflib, fcntl, json
+# %% ../nbs/lib/16_distil.ipynb #52e58d57
+import difflib, json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -21,7 +20,7 @@ import yaml
 
 from .config import Criteria, Site, Thresholds, settings
 from .core import InputError, ParameterError, append_lines, atomic_path, nearest, seeded, sha256_file
-from .deployment import local_now
+from .deployment import local_now, one_at_a_time
 from .develop import Labelled, block, forecast_block
 from .evaluate import alarm_curve, alarm_judge, alarm_score, choose_threshold
 from .model import Forecaster
@@ -431,19 +430,10 @@ def write_proposal(
             raise InputError("the proposal reads back as other rules", got=str(path), fix="propose against the rule file that was learnt beside")
     return rules_diff(text, proposed)
 
-# %% ../nbs/lib/16_distil.ipynb #7e3623ab
+# %% ../nbs/lib/16_distil.ipynb #7011d3ac
 def _home(folder: Path | str | None) -> Path:
     "Where rule sets that were in use are kept."
     return Path(folder or settings().deployed / "rules")
-
-
-@contextmanager
-def _alone(home: Path) -> Iterator[None]:
-    "One change at a time."
-    home.mkdir(parents=True, exist_ok=True)
-    with open(home / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 # %% ../nbs/lib/16_distil.ipynb #f0de6477
 def _keep(home: Path, path: Path) -> str:
@@ -453,7 +443,7 @@ def _keep(home: Path, path: Path) -> str:
         tmp.write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
     return version
 
-# %% ../nbs/lib/16_distil.ipynb #53c67f84
+# %% ../nbs/lib/16_distil.ipynb #1584bd8d
 def adopt_rules(
     path: Path | str,  # the rule file to put in use
     who: str,  # decides; on record
@@ -469,7 +459,7 @@ def adopt_rules(
     if not who.strip() or not why.strip():
         raise ParameterError("rules need a person and a reason", got={"who": who, "why": why}, fix="give --who and --why")
     after = load_rules(path)
-    with _alone(home):
+    with one_at_a_time(home):
         if base and sha256_file(in_use) != base:
             now = load_rules(in_use).version
             raise InputError("the rules in use have changed since this was proposed", got=now, fix="run stage evaluate again: it proposes anew")
