@@ -6,8 +6,7 @@
 __all__ = ['NEEDS', 'LOOK_MIN', 'LAYERS', 'AT_ONCE', 'lacking', 'Leaves', 'Leafwise', 'Network', 'Deep', 'Team', 'Ensemble',
            'answers_with']
 
-# %% ../nbs/lib/08_challengers.ipynb #bb8f2067
-import os
+# %% ../nbs/lib/08_challengers.ipynb #a018513c
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
@@ -23,8 +22,10 @@ from pydantic import Field
 from .config import CLASSES, TARGETS, Count, Feature, Frozen
 from .core import ModelError, ParameterError, seeded
 from .features import FEATURE_SETS
-from .model import Forecaster, heads, informative, load_model, make_model
-from .smooth import Smooth, fit_smooth, passed_on, read_smooth, widened, write_smooth
+from amhs.model import (
+    Forecaster, change_heads, cores, heads, informative, load_model, make_model, pick_device, softmax, thinning,
+)
+from .smooth import Smooth, fit_smooth, moments, passed_on, read_smooth, widened, write_smooth
 
 # %% ../nbs/lib/08_challengers.ipynb #c21e273c
 NEEDS = {"lightgbm": ("lightgbm", "challengers"), "deep": ("torch", "deep")}  # model -> module it learns with, extra that brings it
@@ -77,37 +78,22 @@ def _params(self: Leafwise, head: str) -> dict:
         "feature_fraction": p.colsample, "min_data_in_leaf": p.min_rows, "max_bin": p.bins, "seed": self.seed,
         "deterministic": True, "force_row_wise": True, "num_threads": 1, "verbosity": -1}
 
-# %% ../nbs/lib/08_challengers.ipynb #6f545d9d
-def _cores() -> int:
-    "Cores this process may use."
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-# %% ../nbs/lib/08_challengers.ipynb #fcbfb9a2
-def _every(rows: int, most: int) -> int:
-    "Learn from every so manieth row; at most so many in all, 0: no limit."
-    return -(-rows // most) if most else 1
-
-# %% ../nbs/lib/08_challengers.ipynb #23626eb3
+# %% ../nbs/lib/08_challengers.ipynb #5546ec97
 @patch
 def _start(self: Leafwise, X: np.ndarray, targets: pd.DataFrame) -> np.ndarray:
     "Fit the smooth forecast; the training rows with its answers beside them, each by a fit that did not see the row's time."
     rank = targets.index.get_level_values("timestamp").argsort().argsort()
-    self.smooth, left_out = fit_smooth(X, targets[_changes(self.horizons)].to_numpy(), informative(X), rank)
-    return np.concatenate([X, left_out[:, : len(_changes(self.horizons))]], axis=1)
+    self.smooth, left_out = fit_smooth(X, targets[change_heads(self.horizons)].to_numpy(), informative(X), rank)
+    return np.concatenate([X, left_out[:, : len(change_heads(self.horizons))]], axis=1)
 
-# %% ../nbs/lib/08_challengers.ipynb #c71dd589
-def _changes(horizons: Sequence[int]) -> list[str]:
-    "The heads that are changes."
-    return [head for head in heads(horizons) if head.startswith("change")]
-
-# %% ../nbs/lib/08_challengers.ipynb #6dc186cf
+# %% ../nbs/lib/08_challengers.ipynb #25dd344f
 @patch
 def _learn(self: Leafwise, X: np.ndarray, targets: pd.DataFrame, valid: tuple[np.ndarray, pd.DataFrame] | None) -> None:
     "Train all heads on shared bins."
     _insist("lightgbm")
-    every, names, stop = _every(len(X), self.hyper.rows), heads(self.horizons), valid if self.hyper.early_stopping else None
+    every, names, stop = thinning(len(X), self.hyper.rows), heads(self.horizons), valid if self.hyper.early_stopping else None
     X, labels = self._start(X, targets)[::every], (targets.iloc[::every], stop and stop[1])
-    workers = min(_cores(), len(names))
+    workers = min(cores(), len(names))
     desks = self._desks(X, stop and self._read_by_trees(stop[0])[0], workers)
     with ThreadPoolExecutor(workers) as pool:
         self.boosters = dict(zip(names, pool.map(lambda head: self._boost(head, desks, labels), names), strict=True))
@@ -147,29 +133,21 @@ def _margins(self: Leafwise, head: str, X: np.ndarray, **how) -> np.ndarray:
     "What a booster says of widened rows: jobs (rows,), or log-odds (rows, 3); or how it comes to that."
     return self.boosters[head].predict(X, raw_score=True, num_threads=1, **how)
 
-# %% ../nbs/lib/08_challengers.ipynb #5ede89ae
+# %% ../nbs/lib/08_challengers.ipynb #8e801476
 @patch
 def _read_by_trees(self: Leafwise, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "Rows with the smooth forecasts beside them, and the logarithms of their spreads, float32 (rows, changes)."
-    wide, n = widened(self.smooth, X), len(_changes(self.horizons))
+    wide, n = widened(self.smooth, X), len(change_heads(self.horizons))
     return np.ascontiguousarray(wide[:, :-n]), wide[:, -n:]
 
-# %% ../nbs/lib/08_challengers.ipynb #2bb6633a
+# %% ../nbs/lib/08_challengers.ipynb #e886150b
 @patch
 def _answer(self: Leafwise, X: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Every booster's answer on every row, and the spread of the smooth forecast."
     X, log_spreads = self._read_by_trees(X)
     changes = [[self._margins(f"change_{t}_{h}", X) for t in TARGETS] for h in self.horizons]
     odds = [self._margins(f"surge_class_{h}", X) for h in self.horizons]
-    return np.moveaxis(np.array(changes), 2, 0), _softmax(np.stack(odds, axis=1)), np.exp(log_spreads.astype("float64")).reshape(len(X), -1, len(TARGETS))
-
-# %% ../nbs/lib/08_challengers.ipynb #e76bdac7
-def _softmax(
-    margins: np.ndarray,  # (..., classes) log-odds
-) -> np.ndarray:  # probabilities, sum 1 over the last axis
-    "Probabilities from log-odds."
-    e = np.exp(margins - margins.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
+    return np.moveaxis(np.array(changes), 2, 0), softmax(np.stack(odds, axis=1)), np.exp(log_spreads.astype("float64")).reshape(len(X), -1, len(TARGETS))
 
 # %% ../nbs/lib/08_challengers.ipynb #0422d008
 @patch
@@ -253,38 +231,29 @@ def _layers(
     mix = seen @ w["mix"] + beside @ w["beside"] + w["mix_bias"]
     return looks, mix, drop(mix.clip(0)) @ w["out"] + w["out_bias"]
 
-# %% ../nbs/lib/08_challengers.ipynb #5acd58e4
+# %% ../nbs/lib/08_challengers.ipynb #2a418d2d
 LAYERS = ("look", "look_bias", "mix", "beside", "mix_bias", "out", "out_bias")
 
 @patch
 def _begin(self: Deep, X: np.ndarray, targets: pd.DataFrame) -> None:
     "Where to read, how to standardise, and weights to begin with: the answer is the median of every change, and the share of every class."
     window, beside = _places(self.features)
-    unit, middle = self._units(targets)
+    (unit, middle), (mean, scale) = self._units(targets), moments(X)
     p, random = self.hyper, seeded(self.seed, "deep")
     shapes = {"look": (window.shape[1], p.looks), "mix": (len(window) * p.looks, p.hidden), "beside": (len(beside), p.hidden), "out": (p.hidden, len(unit))}
     drawn = {name: random.normal(size=(p.nets, *shape)) / max(shape[0], 1) ** 0.5 for name, shape in shapes.items()}
     drawn |= {"out": 0.1 * drawn["out"], "look_bias": np.zeros((p.nets, 1, 1, p.looks)), "mix_bias": np.zeros((p.nets, 1, p.hidden))}
-    self.weights = {**_scales(X), "read_window": window, "read_beside": beside, "unit": unit, **drawn, "out_bias": np.tile(middle, (p.nets, 1, 1))}
+    self.weights = {"mean": mean, "scale": scale, "read_window": window, "read_beside": beside, "unit": unit, **drawn, "out_bias": np.tile(middle, (p.nets, 1, 1))}
 
-# %% ../nbs/lib/08_challengers.ipynb #8d1d3385
+# %% ../nbs/lib/08_challengers.ipynb #be61b444
 @patch
 def _units(self: Deep, targets: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:  # (outputs,) each: jobs per unit, median in units; classes: 1, log of the share
     "What an output is counted in, and where it begins."
-    changes = targets[_changes(self.horizons)].to_numpy("float64")
+    changes = targets[change_heads(self.horizons)].to_numpy("float64")
     size = np.abs(changes).mean(axis=0)
     unit = np.where(size > 1e-6, size, 1.0)
     odds = np.log(np.maximum([self.shares[str(h)] for h in self.horizons], 1e-9)).ravel()
     return np.concatenate([unit, np.ones_like(odds)]), np.concatenate([np.median(changes, axis=0) / unit, odds])
-
-# %% ../nbs/lib/08_challengers.ipynb #d5eab82a
-def _scales(X: np.ndarray) -> dict[str, np.ndarray]:
-    "What brings each column to mean 0 and standard deviation 1; a column that never varies, or is never known, is 0 always."
-    known = np.isfinite(X)
-    n = np.maximum(known.sum(axis=0), 1)
-    mean = np.where(known, X, 0).sum(axis=0, dtype="float64") / n
-    std = np.sqrt((np.where(known, X - mean.astype("float32"), 0) ** 2).sum(axis=0, dtype="float64") / n)
-    return {"mean": mean, "scale": np.divide(1, std, out=np.zeros_like(std), where=std > 1e-6 * np.maximum(np.abs(mean), 1))}
 
 # %% ../nbs/lib/08_challengers.ipynb #6d4ccb53
 @patch
@@ -294,25 +263,13 @@ def _standard(self: Deep, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # (r
     Z = np.nan_to_num((X - w["mean"]) * w["scale"]).clip(-self.hyper.limit, self.hyper.limit)
     return Z[:, w["read_window"]], Z[:, w["read_beside"]]
 
-# %% ../nbs/lib/08_challengers.ipynb #0cb4e464
-def _device(
-    device: str,  # auto, cpu or cuda; `AMHS_DEVICE` in the environment decides for auto
-) -> str:  # cpu or cuda
-    "The device PyTorch learns on: a GPU when there is one."
-    import torch
-
-    wanted = os.environ.get("AMHS_DEVICE", "auto") if device == "auto" else device
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise ModelError("no CUDA device answers PyTorch", got=wanted, fix="use device=cpu or auto, or install PyTorch for CUDA on a machine with a GPU")
-    return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
-
-# %% ../nbs/lib/08_challengers.ipynb #b624d8e3
+# %% ../nbs/lib/08_challengers.ipynb #00532fd7
 @patch
 def _batch(self: Deep, X: np.ndarray, targets: pd.DataFrame, device: str) -> tuple:  # window, beside, changes in units, classes
     "Rows as tensors."
     import torch
 
-    changes, classes = targets[_changes(self.horizons)].to_numpy(), targets[[f"surge_class_{h}" for h in self.horizons]].to_numpy()
+    changes, classes = targets[change_heads(self.horizons)].to_numpy(), targets[[f"surge_class_{h}" for h in self.horizons]].to_numpy()
     truth = changes / self.weights["unit"][: changes.shape[1]], classes
     kinds = (torch.float32,) * 3 + (torch.int64,)
     return tuple(torch.tensor(part, dtype=kind, device=device) for part, kind in zip((*self._standard(X), *truth), kinds, strict=True))
@@ -329,14 +286,14 @@ def _loss(self: Deep, said, rows: tuple):
     off = (said[..., :n] - changes).abs().mean()
     return off + self.hyper.class_weight * cross_entropy(odds, classes.repeat(len(said), 1).reshape(-1))
 
-# %% ../nbs/lib/08_challengers.ipynb #68c69636
+# %% ../nbs/lib/08_challengers.ipynb #75a9c1ad
 @patch
 def _learn(self: Deep, X: np.ndarray, targets: pd.DataFrame, valid: tuple[np.ndarray, pd.DataFrame] | None) -> None:
     "Train all networks at once, on the same rows in the same order."
     _insist("deep")
     import torch
 
-    every, device, threads = _every(len(X), self.hyper.rows), _device(self.hyper.device), torch.get_num_threads()
+    every, device, threads = thinning(len(X), self.hyper.rows), pick_device(self.hyper.device, torch.cuda.is_available), torch.get_num_threads()
     X, targets = X[::every], targets.iloc[::every]
     self._begin(X, targets)
     torch.set_num_threads(1)  # how many there are would show in the last bit
@@ -407,7 +364,7 @@ def _error(self: Deep, w: dict, rows: tuple) -> float:
         parts = [_layers(w, *(part[some] for part in rows[:2]))[2].mean(0) for some in torch.arange(len(rows[0])).split(4096)]
         return float(self._loss(torch.cat(parts)[None], rows))
 
-# %% ../nbs/lib/08_challengers.ipynb #1bca9fd4
+# %% ../nbs/lib/08_challengers.ipynb #66e55b5e
 AT_ONCE = 4096  # rows
 
 @patch
@@ -416,7 +373,7 @@ def _answer(self: Deep, X: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarr
     parts = [_layers(self.weights, *self._standard(x))[2].mean(axis=0) for x in np.array_split(X, max(1, -(-len(X) // AT_ONCE)))]
     said, n = np.concatenate(parts) * self.weights["unit"], len(self.horizons)
     changes, odds = said[:, : n * len(TARGETS)].reshape(-1, n, len(TARGETS)), said[:, n * len(TARGETS):].reshape(-1, n, len(CLASSES))
-    return changes, _softmax(odds), np.ones_like(changes)
+    return changes, softmax(odds), np.ones_like(changes)
 
 # %% ../nbs/lib/08_challengers.ipynb #1b75ef6e
 @patch
@@ -450,11 +407,11 @@ def _weigh(self: Deep, X: np.ndarray, head: str, klass: int | None) -> np.ndarra
     parts[:, w["read_beside"]] = beside * (back @ w["beside"].swapaxes(1, 2)).mean(axis=0)
     return np.column_stack([parts, np.full(len(X), base[:, 0, at].mean())]) * w["unit"][at]
 
-# %% ../nbs/lib/08_challengers.ipynb #12419583
+# %% ../nbs/lib/08_challengers.ipynb #52a8c8b9
 @patch
 def _output(self: Deep, head: str, klass: int | None) -> int:
     "The position of an output."
-    changes = _changes(self.horizons)
+    changes = change_heads(self.horizons)
     if klass is None:
         return changes.index(head)
     return len(changes) + len(CLASSES) * self.horizons.index(int(head.rpartition("_")[2])) + klass
@@ -557,19 +514,19 @@ def _fit_weights(
     found = minimize(cost, np.full(n, 1 / n), method="SLSQP", bounds=[(0, 1)] * n, constraints=whole, options={"maxiter": 200, "ftol": 1e-7}).x.clip(0)
     return found / found.sum()
 
-# %% ../nbs/lib/08_challengers.ipynb #eb22719d
+# %% ../nbs/lib/08_challengers.ipynb #7229b711
 @patch
 def _weighed(self: Ensemble, X: np.ndarray, targets: pd.DataFrame) -> dict[str, np.ndarray]:
     "Fit the members' weights to rows they have not learnt from."
     changes, odds, _ = self._said(X)
-    truth = targets[_changes(self.horizons)].to_numpy().reshape(changes.shape[1:])
+    truth = targets[change_heads(self.horizons)].to_numpy().reshape(changes.shape[1:])
     size = np.maximum(np.abs(truth).mean(axis=0), 1e-9)
     happened = np.stack([targets[f"surge_class_{h}"].to_numpy().astype(int) for h in self.horizons], axis=1)[..., None]
     def off(w): return float((np.abs(np.tensordot(w, changes, 1) - truth) / size).mean())
-    def loss(w): return -float(np.log(np.take_along_axis(_softmax(np.tensordot(w, odds, 1)), happened, -1)).mean())
+    def loss(w): return -float(np.log(np.take_along_axis(softmax(np.tensordot(w, odds, 1)), happened, -1)).mean())
     return {"changes": _fit_weights(off, len(changes)), "classes": _fit_weights(loss, len(odds))}
 
-# %% ../nbs/lib/08_challengers.ipynb #2505566d
+# %% ../nbs/lib/08_challengers.ipynb #10290639
 @patch
 def _said(self: Ensemble, X: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # (members, rows, horizons, 3) each: changes, log-odds, log spreads
     "What every member says."
@@ -581,7 +538,7 @@ def _said(self: Ensemble, X: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nda
 def _answer(self: Ensemble, X: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "The weighted mean of the members' changes, of their log-odds and of their log spreads."
     changes, odds, spreads = (np.tensordot(self.weights[of], said, 1) for of, said in zip(("changes", "classes", "spreads"), self._said(X), strict=True))
-    return changes, _softmax(odds), np.exp(spreads)
+    return changes, softmax(odds), np.exp(spreads)
 
 # %% ../nbs/lib/08_challengers.ipynb #43fbd7fe
 @patch

@@ -144,21 +144,17 @@ def _output(self: Package, horizon_min: int, target: str) -> int:
                              fix=f"use one of {', '.join(names)}, at {', '.join(map(str, self.horizons))} min")
     return OUTPUTS * self.horizons.index(horizon_min) + names.index(target)
 
-# %% ../nbs/lib/15_inference.ipynb #e76faed1
+# %% ../nbs/lib/15_inference.ipynb #19ef82f0
 @patch
 def contributions(
     self: Package,
     x: np.ndarray,  # float32 (features,)
     horizon_min: int,  # minutes ahead
     target: str = "max",  # min, avg, max: a change; flat, slight, surge: a class
-    n: int = 3,  # at most
-) -> list[tuple[str, float]]:  # feature, and what it adds in jobs (or log-odds); the strongest first
-    "The features that moved a forecast most, at the price of a forecast."
+) -> np.ndarray:  # float64 (features,), jobs (or log-odds) that each adds
+    "What moved a forecast, at the price of a forecast."
     found = self.engine.weigh(x, self._output(horizon_min, target))
-    if found is None:
-        found = self.explain(x, horizon_min, target).to_numpy()[:-1]
-    strongest = np.argsort(-np.abs(found), kind="stable")[:n]
-    return [(self.engine.features[i], float(found[i])) for i in strongest if found[i]]
+    return self.explain(x, horizon_min, target).to_numpy()[:-1] if found is None else found
 
 # %% ../nbs/lib/15_inference.ipynb #7f59e4bf
 @patch
@@ -172,6 +168,16 @@ def explain(
     self._output(horizon_min, target)
     row = pd.DataFrame(np.asarray(x, "float32")[None], columns=list(self.engine.features))
     return self.forecaster.explain(row, target, horizon_min).iloc[0].rename(f"{target}_{horizon_min}")
+
+# %% ../nbs/lib/15_inference.ipynb #e87ae25d
+@patch
+def strongest(
+    self: Package,
+    found: np.ndarray,  # float64 (features,), from `contributions`
+    n: int,  # at most
+) -> list[tuple[str, float]]:  # feature, and what it adds; the strongest first
+    "The features that moved a forecast most."
+    return [(self.engine.features[i], float(found[i])) for i in np.argsort(-np.abs(found), kind="stable")[:n] if found[i]]
 
 # %% ../nbs/lib/15_inference.ipynb #87d7a0fe
 TOLERANCE = 1e-4  # jobs, or probability

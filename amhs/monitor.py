@@ -273,12 +273,13 @@ def _limits(table: pd.DataFrame, base: Mapping, days: float, spreads: float) -> 
     wrong = np.where(table["metric"].isin(_LESS_IS_BETTER), table["value"] > table["high"], table["value"] < table["low"])
     return table.assign(outside=wrong & table["metric"].isin([*_LESS_IS_BETTER, *_MORE_IS_BETTER])).drop(columns=["spread", "days"])
 
-# %% ../nbs/lib/18_monitor.ipynb #27b92fbf
+# %% ../nbs/lib/18_monitor.ipynb #25f3e6ce
 def _scores_of(forecast: pd.DataFrame, targets: pd.DataFrame, parts: pd.DataFrame) -> pd.DataFrame:
     "Every number of all rows, and those that matter most of every slice."
     whole = scores_by_part(forecast, targets, np.zeros(len(targets), int))["all"].rename("value").reset_index()
     found = [whole.assign(slice="all", part="", n=len(targets))]
-    held = within(forecast.filter(regex="^(low|high)_").dropna(), targets.loc[forecast.filter(like="low_").notna().all(axis=1)]).mean()
+    bounds = forecast.filter(regex="^(low|high)_").dropna()
+    held = within(bounds, targets.loc[bounds.index]).mean()
     heads = [name.split("_") for name in held.index]
     found.append(pd.DataFrame({"horizon_min": [int(h[2]) for h in heads], "target": [h[1] for h in heads], "metric": "coverage",
                                "value": held.to_numpy(), "slice": "all", "part": "", "n": len(targets)}))

@@ -8,7 +8,7 @@ __all__ = ['LARGEST', 'Serving', 'load_serving', 'Refused', 'rows_array', 'some_
            'class_of', 'Teller', 'teller_of', 'horizons_of', 'level_horizons', 'model_score', 'namer_of', 'why',
            'prediction_row', 'read_inputs', 'trial_table']
 
-# %% ../nbs/lib/16_serve.ipynb #a0043b2d
+# %% ../nbs/lib/16_serve.ipynb #5c0db0e4
 import itertools, time, uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from fastcore.basics import patch
 from numba import njit
 from pydantic import Field
 
-from .causes import LOOK_BACK_MIN, Cause, Namer, load_causes, make_namer, say, usual_kept
+from .causes import LOOK_BACK_MIN, Cause, CauseTable, Namer, make_namer, say, usual_kept
 from .config import CLASSES, HORIZONS_MIN, TARGETS, WINDOW_MIN, Count, Frozen, checked, load_site, read_yaml, settings
 from .core import AmhsError, log, nearest, sha256_json
 from .deployment import LineDeployment, package_folder, pointer, read_deployment
@@ -476,11 +476,11 @@ def _resting(self: Desk, line: Line) -> str:
     "What to say while a model rests after failures."
     return f"the model rests after {line.failures} failures" if line.failures >= self.serving.trips and self.clock() < line.rests_until else ""
 
-# %% ../nbs/lib/16_serve.ipynb #c35a8269
+# %% ../nbs/lib/16_serve.ipynb #1f3f4d0b
 class Said(NamedTuple):
     "What a model said about a minute."
 
-    forecast: list[float]  # now, then per horizon min, avg, max change and three probabilities
+    forecast: list[float]  # now, then per horizon min, avg, max change and three probabilities; then all spreads
     features: np.ndarray  # float32 (features,)
 
 # %% ../nbs/lib/16_serve.ipynb #4efd11e3
@@ -615,13 +615,13 @@ def namer_of(
     kept = (package.baseline or {}).get(line) or {}
     return make_namer(package.feature_set, package.engine.features, package.kernel.columns, package.site, usual_kept(kept.get("columns") or {}))
 
-# %% ../nbs/lib/16_serve.ipynb #eb128cf7
-def _in_words(cause: Cause, timezone: str) -> NamedCause:
+# %% ../nbs/lib/16_serve.ipynb #4302a616
+def _in_words(cause: Cause, table: CauseTable, timezone: str) -> NamedCause:
     "A cause as it is told."
-    sentences = (say(cause, load_causes(), timezone, lang) for lang in ("en", "ko"))
+    sentences = (say(cause, table, timezone, lang) for lang in ("en", "ko"))
     return NamedCause(cause.name, round(cause.jobs, 2), *sentences, None if cause.since is None else moment_of(cause.since))
 
-# %% ../nbs/lib/16_serve.ipynb #906c4bbf
+# %% ../nbs/lib/16_serve.ipynb #ac8ff5db
 def why(
     package: Package,  # that forecast
     namer: Namer,  # from `namer_of`
@@ -631,11 +631,11 @@ def why(
     n: int,  # at most, of each
 ) -> tuple[list[Reason], list[NamedCause]]:  # the strongest, the likeliest first
     "What moved the highest level foreseen most, by feature and by cause."
-    highest = package.horizons[int(_peaks(said.forecast).argmax())]
-    found = package.contributions(said.features, highest, "max", len(package.engine.features)) if n else []
-    booked = dict(found)
-    causes = namer([booked.get(name, 0.0) for name in package.engine.features], values, minute, n) if n else []
-    return [Reason(name, round(jobs, 2)) for name, jobs in found[:n]], [_in_words(c, package.site.timezone) for c in causes]
+    if not n:
+        return [], []
+    found = package.contributions(said.features, package.horizons[int(_peaks(said.forecast).argmax())])
+    causes = [_in_words(c, namer.table, package.site.timezone) for c in namer(found, values, minute, n)]
+    return [Reason(name, round(jobs, 2)) for name, jobs in package.strongest(found, n)], causes
 
 # %% ../nbs/lib/16_serve.ipynb #e2c62a7a
 @patch

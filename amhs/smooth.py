@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LIMIT', 'RIDGES', 'FOLDS', 'MOST_PASSED', 'Smooth', 'no_smooth', 'smooth_row', 'widened', 'write_smooth',
-           'read_smooth', 'fit_smooth', 'passed_on']
+           'read_smooth', 'moments', 'fit_smooth', 'passed_on']
 
 # %% ../nbs/lib/07_smooth.ipynb #e75e4eef
 from collections.abc import Sequence
@@ -107,8 +107,8 @@ RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # strengths tried, per row
 FOLDS = 5  # blocks of time left out in turn
 _AT_ONCE = 8192  # rows added up at once
 
-# %% ../nbs/lib/07_smooth.ipynb #2c405f7d
-def _moments(
+# %% ../nbs/lib/07_smooth.ipynb #aa1f404d
+def moments(
     X: np.ndarray,  # float32 (rows, features)
 ) -> tuple[np.ndarray, np.ndarray]:  # float64 (features,) mean and one over the standard deviation; 0 where nothing varies
     "What brings features to mean 0 and standard deviation 1."
@@ -142,15 +142,15 @@ class _Rows(NamedTuple):
     blocks: list[np.ndarray]  # int, positions of each block's rows
     sums: list[np.ndarray]  # float64 (columns, columns), left side of each block's normal equations
 
-# %% ../nbs/lib/07_smooth.ipynb #c81c43dc
+# %% ../nbs/lib/07_smooth.ipynb #564b1719
 def _ready(
     X: np.ndarray,  # float32 (rows, features read)
     order: np.ndarray,  # int (rows,), rank of each row in time
 ) -> _Rows:
     "Cut rows into blocks of time and add up their left sides, which all targets share."
     X, fold = np.ascontiguousarray(X, "float32"), order * FOLDS // max(len(order), 1)
-    moments, blocks = _moments(X), [np.flatnonzero(fold == f) for f in range(FOLDS)]
-    return _Rows(X, moments, blocks, [sum(A.T @ A for A in (_design(x, *moments) for x in _parts(X[b]))) for b in blocks])
+    found, blocks = moments(X), [np.flatnonzero(fold == f) for f in range(FOLDS)]
+    return _Rows(X, found, blocks, [sum(A.T @ A for A in (_design(x, *found) for x in _parts(X[b]))) for b in blocks])
 
 # %% ../nbs/lib/07_smooth.ipynb #8b9b1c77
 def _right_sides(
@@ -222,7 +222,7 @@ def _log_spread(
     size = np.abs(errors)
     return np.log(size + np.maximum(0.1 * size.mean(axis=0), 1e-6))
 
-# %% ../nbs/lib/07_smooth.ipynb #d23c4f91
+# %% ../nbs/lib/07_smooth.ipynb #4a22edfd
 def fit_smooth(
     X: np.ndarray,  # float32 (rows, features)
     Y: np.ndarray,  # float (rows, targets), jobs
@@ -234,9 +234,8 @@ def fit_smooth(
     weights, left_out = _fit(rows, Y)
     sizes = _log_spread(Y - left_out)
     spread, spread_left_out = _fit(rows, sizes)
-    both = (np.concatenate(pair, axis=1) for pair in ((weights, spread), (Y, sizes), (left_out, spread_left_out)))
-    weights, Y, left_out = both
-    return _smooth(weights, reads, rows.moments, Y), left_out
+    whole = _smooth(np.concatenate([weights, spread], axis=1), reads, rows.moments, np.concatenate([Y, sizes], axis=1))
+    return whole, np.concatenate([left_out, spread_left_out], axis=1)
 
 # %% ../nbs/lib/07_smooth.ipynb #4b197224
 MOST_PASSED = 2.0  # times what a feature adds to an answer

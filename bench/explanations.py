@@ -1,8 +1,9 @@
 """Is the right fault named first? Alarms of a model on simulated hubs it has never seen, explained in operators' words, against what really happened.
 
 The model, the alarm's threshold and what is usual come from seed 0. How causes are ranked was chosen on seeds 1 to 5 (see the notebook of
-amhs.causes); seeds 11 to 14 were judged before parts could stand out from the whole (0.88 right), and the seeds judged here were not looked
-at before the ranking was fixed. An event counts if an alarm announced it and a fault was at work by then.
+amhs.causes); seeds 11 to 14 were judged before parts could stand out from the whole (0.88 right). The seeds judged here were not looked at
+before the ranking was fixed; they have been judged more than once since, and nothing was chosen on them. An event counts if an alarm
+announced it and a fault was at work by then.
 
     python bench/explanations.py [--days 30] [--judged 40] [--seeds 21,22,23,24]
 """

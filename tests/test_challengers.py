@@ -119,7 +119,7 @@ def test_a_package_answers_like_its_model(name, tmp_path):
     replayed = replay(package, data, 20)
     assert replayed["level_error"] < 1e-4 and replayed["other_classes"] == 0
     row = rows.iloc[0].to_numpy(np.float32)
-    reasons = package.contributions(row, 10, "max")
+    reasons = package.strongest(package.contributions(row, 10), 3)
     assert len(reasons) == 3 and {feature for feature, _ in reasons} <= set(model.features)
     assert set(answers_with(model)) == ({"lightgbm"} if name == "lightgbm" else set())
 
