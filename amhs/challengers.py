@@ -231,7 +231,7 @@ def _layers(
     mix = seen @ w["mix"] + beside @ w["beside"] + w["mix_bias"]
     return looks, mix, drop(mix.clip(0)) @ w["out"] + w["out_bias"]
 
-# %% ../nbs/lib/08_challengers.ipynb #2a418d2d
+# %% ../nbs/lib/08_challengers.ipynb #4ba029b6
 LAYERS = ("look", "look_bias", "mix", "beside", "mix_bias", "out", "out_bias")
 
 @patch
@@ -243,7 +243,8 @@ def _begin(self: Deep, X: np.ndarray, targets: pd.DataFrame) -> None:
     shapes = {"look": (window.shape[1], p.looks), "mix": (len(window) * p.looks, p.hidden), "beside": (len(beside), p.hidden), "out": (p.hidden, len(unit))}
     drawn = {name: random.normal(size=(p.nets, *shape)) / max(shape[0], 1) ** 0.5 for name, shape in shapes.items()}
     drawn |= {"out": 0.1 * drawn["out"], "look_bias": np.zeros((p.nets, 1, 1, p.looks)), "mix_bias": np.zeros((p.nets, 1, p.hidden))}
-    self.weights = {"mean": mean, "scale": scale, "read_window": window, "read_beside": beside, "unit": unit, **drawn, "out_bias": np.tile(middle, (p.nets, 1, 1))}
+    read = {"mean": mean, "scale": scale, "read_window": window, "read_beside": beside}
+    self.weights = {**read, "unit": unit, **drawn, "out_bias": np.tile(middle, (p.nets, 1, 1))}
 
 # %% ../nbs/lib/08_challengers.ipynb #be61b444
 @patch
