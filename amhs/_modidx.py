@@ -1809,6 +1809,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'amhs.reproduce._facts': ('lib/reproduce.html#_facts', 'amhs/reproduce.py'),
                                 'amhs.reproduce._nothing': ('lib/reproduce.html#_nothing', 'amhs/reproduce.py'),
                                 'amhs.reproduce._reasons': ('lib/reproduce.html#_reasons', 'amhs/reproduce.py'),
+                                'amhs.reproduce._recorded': ('lib/reproduce.html#_recorded', 'amhs/reproduce.py'),
+                                'amhs.reproduce._restless': ('lib/reproduce.html#_restless', 'amhs/reproduce.py'),
                                 'amhs.reproduce._rows': ('lib/reproduce.html#_rows', 'amhs/reproduce.py'),
                                 'amhs.reproduce.reproduce': ('lib/reproduce.html#reproduce', 'amhs/reproduce.py'),
                                 'amhs.reproduce.reproduction_text': ('lib/reproduce.html#reproduction_text', 'amhs/reproduce.py')},

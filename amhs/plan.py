@@ -204,7 +204,7 @@ def _artefacts(name: str, run_id: str | None) -> dict | None:
     found = stage_manifest(settings().runs / run_id, find_stage(name)) if run_id else None
     return found["outputs"] if found else None
 
-# %% ../nbs/lib/21_plan.ipynb #13224336
+# %% ../nbs/lib/21_plan.ipynb #bace2bb8
 def plan_run(
     pipeline: str = "develop",  # a name in `PIPELINES`
     profile: str = "demo",  # smoke, demo or full
@@ -213,6 +213,7 @@ def plan_run(
     last: str | None = None,  # last stage; None: the pipeline's
     within: str | None = None,  # id of the run to go on in; None: a new run
     forced: bool = False,  # run every stage, changed or not
+    given: Mapping[str, str] | None = None,  # stage before the first -> run that holds its artefacts; None: the newest good run
 ) -> Plan:  # every stage's parameters, typed, what is done about it, and where earlier artefacts come from
     "Resolve and check everything a run needs before anything starts."
     if pipeline not in PIPELINES:
@@ -225,7 +226,7 @@ def plan_run(
         check_templates(stage)
     needed = dict.fromkeys(i for s in stages for i in s.inputs if i not in {x.name for x in stages})
     earlier = PIPELINES[pipeline][: PIPELINES[pipeline].index(stages[0].name)]
-    sources = _checked_sources([find_stage(n) for n in needed], within, [find_stage(n) for n in earlier])
+    sources = _checked_sources([find_stage(n) for n in needed], within, [find_stage(n) for n in earlier], given)
     steps = [Step(s, p, _overridden(s, p, profile, sets)) for s, p in typed.items()]
     return Plan(pipeline, profile, sets, _decided(steps, sources, within, forced), sources, within, forced)
 
@@ -250,11 +251,12 @@ def _decided(steps: Iterable[Step], sources: Mapping[str, str], within: str | No
         held[step.stage.name] = found[-1].source
     return tuple(found)
 
-# %% ../nbs/lib/21_plan.ipynb #b910c779
-def _checked_sources(needed: list[Stage], within: str | None, earlier: list[Stage]) -> dict[str, str]:
+# %% ../nbs/lib/21_plan.ipynb #37bef57c
+def _checked_sources(needed: list[Stage], within: str | None, earlier: list[Stage], given: Mapping[str, str] | None) -> dict[str, str]:
     "Where earlier artefacts come from, their contents compared with their manifests."
-    runs = settings().runs
-    sources = find_sources(needed, runs, find_run(within) if within else None, earlier) if needed else {}
+    runs, sources = settings().runs, dict(given or {})
+    if needed and not sources:
+        sources = find_sources(needed, runs, find_run(within) if within else None, earlier)
     for stage in needed:
         verified_outputs(runs / sources[stage.name], stage)
     return sources

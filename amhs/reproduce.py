@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['Reproduction', 'reproduce', 'reproduction_text']
 
-# %% ../nbs/lib/24_reproduce.ipynb #cabaf438
-from collections.abc import Iterator
+# %% ../nbs/lib/24_reproduce.ipynb #b1135505
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +16,12 @@ from fastcore.basics import patch
 from .config import PARAMS, checked
 from .core import InputError, read_json
 from .plan import changes, find_run, identity
+from .provenance import code_state
+from .reports import commit_text
 from .runs import Manner, RunResult, run_pipeline
 from .stages import Stage, find_stage, stage_home, stage_manifest
 
-# %% ../nbs/lib/24_reproduce.ipynb #195e011a
+# %% ../nbs/lib/24_reproduce.ipynb #e57ea1cf
 @dataclass(frozen=True)
 class Reproduction:
     "A run, the same run again, and how they compare."
@@ -27,6 +30,7 @@ class Reproduction:
     again: RunResult
     rows: list[dict[str, Any]]  # stage, what, same, was, is
     why: dict[str, list[str]]  # stage -> what it depends on that is not as it was
+    code: tuple[str, str]  # commit then and now
 
 # %% ../nbs/lib/24_reproduce.ipynb #e032b4a2
 @patch(as_prop=True)
@@ -53,7 +57,7 @@ def _rows(stage: Stage, was: dict, now: dict) -> list[dict[str, Any]]:
     return [{"stage": stage.name, "what": n, "same": before.get(n) == after.get(n), "was": before.get(n), "is": after.get(n)}
             for n in dict.fromkeys([*before, *after])]
 
-# %% ../nbs/lib/24_reproduce.ipynb #b44b9c08
+# %% ../nbs/lib/24_reproduce.ipynb #f8857ead
 def reproduce(
     run_id: str,  # a run's id, or its beginning
     manner: Manner | None = None,  # how it is carried out
@@ -65,11 +69,18 @@ def reproduce(
     was = {n: stage_manifest(h, find_stage(n)) for n in record.get("steps", {}) if (h := stage_home(run, find_stage(n)))}
     if not was:
         raise InputError("this run holds no stage to reproduce", got=run.name, fix="choose one that executed something: `amhs runs ls`")
-    why = {n: _reasons(find_stage(n), m) for n, m in was.items()}
-    again = run_pipeline(record["pipeline"], record["profile"], record["sets"], first, last, forced=True, manner=manner)
+    why, sets = {n: _reasons(find_stage(n), m) for n, m in was.items()}, record["sets"] | _recorded(was)
+    again = run_pipeline(record["pipeline"], record["profile"], sets, first, last, forced=True, given=record["sources"], manner=manner)
     now = {m["stage"]: m for m in again.manifests}
     rows = [row for n in was for row in _rows(find_stage(n), was[n], now.get(n, _nothing()))]
-    return Reproduction(run.name, again, rows, {n: said for n, said in why.items() if said})
+    code = tuple(map(commit_text, (next(iter(was.values())), {"code": code_state()})))
+    return Reproduction(run.name, again, rows, {n: said for n, said in why.items() if said}, code)
+
+# %% ../nbs/lib/24_reproduce.ipynb #81fc1b4c
+def _recorded(was: Mapping[str, dict]) -> dict[str, Any]:
+    "The parameters in stages' manifests, as overrides; text is written as YAML reads it."
+    values = {f"{stage}.{name}": value for stage, m in was.items() for name, value in m["parameters"].items()}
+    return {name: json.dumps(value, ensure_ascii=False) if isinstance(value, str) and value else value for name, value in values.items()}
 
 # %% ../nbs/lib/24_reproduce.ipynb #467c7ea8
 def _nothing() -> dict:
@@ -82,7 +93,7 @@ def _reasons(stage: Stage, manifest: dict) -> list[str]:
     params = checked(PARAMS[stage.name], manifest["parameters"], f"manifest of {stage.name}")
     return changes(stage, identity(stage, params), manifest, dict.fromkeys(stage.inputs))
 
-# %% ../nbs/lib/24_reproduce.ipynb #c2eff9df
+# %% ../nbs/lib/24_reproduce.ipynb #75915237
 def reproduction_text(
     found: Reproduction,  # from `reproduce`
 ) -> str:  # a few lines
@@ -92,6 +103,11 @@ def reproduction_text(
              + ("." if differs else ", every artefact to the bit.")]
     lines += [f"  {r['stage']}: {r['what']} was {r['was']}, is {r['is']}" for r in differs]
     lines += [f"  {n} rests on something else: {'; '.join(said)}" for n, said in found.why.items()]
-    if differs and not found.why:
-        lines.append("  Code, library, lock, parameters and outside files are as they were: the stage itself is not reproducible.")
-    return "\n".join(lines)
+    lines += [f"  {n}: its code, library, lock, inputs and outside files are as they were; the stage itself is not reproducible" for n in _restless(found)]
+    return "\n".join([*lines, f"  Code: {found.code[0]} then, {found.code[1]} now."])
+
+# %% ../nbs/lib/24_reproduce.ipynb #3b00e8ff
+def _restless(found: Reproduction) -> list[str]:
+    "Stages that came out differently though all they rest on is the same."
+    differ = list(dict.fromkeys(r["stage"] for r in found.rows if not r["same"]))
+    return [n for n in differ if not {n, *find_stage(n).inputs} & found.why.keys() and not {*find_stage(n).inputs} & {*differ}]

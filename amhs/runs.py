@@ -425,7 +425,7 @@ def _truthful(run: Path) -> Iterator[None]:
                              fix=f"see to the disk, then go on with `amhs run --resume {run.name}`") from e
         raise
 
-# %% ../nbs/lib/24_runs.ipynb #1407f2b2
+# %% ../nbs/lib/24_runs.ipynb #88c79653
 def run_pipeline(
     pipeline: str = "develop",  # a name in `PIPELINES`
     profile: str = "demo",  # smoke, demo or full
@@ -435,6 +435,7 @@ def run_pipeline(
     run_id: str | None = None,  # name of a new run; None: made from clock and profile
     within: str | None = None,  # id of a run to go on in; None: a new run
     forced: bool = False,  # run every stage, changed or not
+    given: Mapping[str, str] | None = None,  # stage before the first -> run that holds its artefacts; None: the newest good run
     manner: Manner | None = None,  # how it is carried out; None: one stage after the other
     warm: Warm | None = None,  # a worker to use; None: one of its own, if the manner wants one
 ) -> RunResult:  # status, verdict, manifests, where the report is
@@ -444,7 +445,7 @@ def run_pipeline(
     refuse_drift()
     with contextlib.ExitStack() as kept:
         kept.enter_context(keep_runs(runs))
-        plan = plan_run(pipeline, profile, sets, first, last, within, forced)
+        plan = plan_run(pipeline, profile, sets, first, last, within, forced, given)
         if not (run_id or within) and (found := answered(plan)):
             return found
         ahead = [project_root() / s.stage.notebook for s in plan.steps if s.action == "run" and warm is None]

@@ -386,14 +386,16 @@ def is_intact(
     folder = Path(run) / stage.folder / "artefacts"
     return all((folder / n).exists() and identify(folder / n) == known for n, known in stage_manifest(run, stage)["outputs"].items())
 
-# %% ../nbs/lib/19_stages.ipynb #925a4e06
+# %% ../nbs/lib/19_stages.ipynb #a47cb206
 def verified_outputs(
     run: Path | str,  # the run that holds them
     stage: Stage,  # the stage that wrote them
 ) -> dict[str, dict]:  # artefact -> sha256, bytes
     "A stage's artefacts, compared with what its manifest says of them."
     folder = Path(run) / stage.folder / "artefacts"
-    outputs = stage_manifest(run, stage)["outputs"]
+    outputs = (stage_manifest(run, stage) or {}).get("outputs")
+    if outputs is None:
+        raise InputError(f"run {Path(run).name} does not hold stage {stage.name}", fix="was it deleted? Bring it back, or run the stage anew")
     for name, known in outputs.items():
         if not (folder / name).exists() or identify(folder / name) != known:
             raise InputError(f"artefact `{name}` of stage {stage.name} is not what that stage wrote",
