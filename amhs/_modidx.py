@@ -2293,6 +2293,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'amhs.smooth._smooth': ('lib/smooth.html#_smooth', 'amhs/smooth.py'),
                              'amhs.smooth._solved': ('lib/smooth.html#_solved', 'amhs/smooth.py'),
                              'amhs.smooth._standard': ('lib/smooth.html#_standard', 'amhs/smooth.py'),
+                             'amhs.smooth._stretch': ('lib/smooth.html#_stretch', 'amhs/smooth.py'),
                              'amhs.smooth._widen': ('lib/smooth.html#_widen', 'amhs/smooth.py'),
                              'amhs.smooth.fit_smooth': ('lib/smooth.html#fit_smooth', 'amhs/smooth.py'),
                              'amhs.smooth.moments': ('lib/smooth.html#moments', 'amhs/smooth.py'),

@@ -222,7 +222,22 @@ def _log_spread(
     size = np.abs(errors)
     return np.log(size + np.maximum(0.1 * size.mean(axis=0), 1e-6))
 
-# %% ../nbs/lib/07_smooth.ipynb #4a22edfd
+# %% ../nbs/lib/07_smooth.ipynb #c97f3372
+def _stretch(
+    errors: np.ndarray,  # float64 (rows, outputs), jobs, of rows left out
+    log_spreads: np.ndarray,  # float (rows, outputs), said of the same rows
+) -> np.ndarray:  # float64 (outputs,), 0.5 to 2; 1 for few rows
+    "How much further apart spreads are than they are said to be."
+    n, found = min(10, len(errors) // 100), np.ones(errors.shape[1])
+    for k in range(errors.shape[1] if n > 1 else 0):
+        parts = np.array_split(np.argsort(log_spreads[:, k], kind="stable"), n)
+        said = np.array([log_spreads[p, k].mean(dtype="float64") for p in parts])
+        seen = np.log([np.quantile(np.abs(errors[p, k]), 0.9) + 1e-6 for p in parts])
+        away = said - said.mean()
+        found[k] = np.clip(away @ seen / max(away @ away, 1e-9), 0.5, 2)
+    return found
+
+# %% ../nbs/lib/07_smooth.ipynb #5e1f29cd
 def fit_smooth(
     X: np.ndarray,  # float32 (rows, features)
     Y: np.ndarray,  # float (rows, targets), jobs
@@ -233,9 +248,10 @@ def fit_smooth(
     rows, Y = _ready(X[:, reads], order), np.asarray(Y, "float64")
     weights, left_out = _fit(rows, Y)
     sizes = _log_spread(Y - left_out)
-    spread, spread_left_out = _fit(rows, sizes)
-    whole = _smooth(np.concatenate([weights, spread], axis=1), reads, rows.moments, np.concatenate([Y, sizes], axis=1))
-    return whole, np.concatenate([left_out, spread_left_out], axis=1)
+    spread, said = _fit(rows, sizes)
+    by = _stretch(Y - left_out, said)
+    whole = _smooth(np.concatenate([weights, spread * by], axis=1), reads, rows.moments, np.concatenate([Y, sizes * by], axis=1))
+    return whole, np.concatenate([left_out, said * by.astype("float32")], axis=1)
 
 # %% ../nbs/lib/07_smooth.ipynb #4b197224
 MOST_PASSED = 2.0  # times what a feature adds to an answer
