@@ -1471,6 +1471,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'amhs.operating.operate': ('lib/operating.html#operate', 'amhs/operating.py')},
             'amhs.oracle': { 'amhs.oracle.Futures': ('lib/oracle.html#futures', 'amhs/oracle.py'),
                              'amhs.oracle.Futures.changes': ('lib/oracle.html#futures.changes', 'amhs/oracle.py'),
+                             'amhs.oracle._attained': ('lib/oracle.html#_attained', 'amhs/oracle.py'),
                              'amhs.oracle._drawn_means': ('lib/oracle.html#_drawn_means', 'amhs/oracle.py'),
                              'amhs.oracle._errors': ('lib/oracle.html#_errors', 'amhs/oracle.py'),
                              'amhs.oracle._looked': ('lib/oracle.html#_looked', 'amhs/oracle.py'),

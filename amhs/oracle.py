@@ -171,23 +171,36 @@ def _drawn_means(
     drawn = blocks.weights @ sums
     return drawn[:, :-1] / np.maximum(drawn[:, -1:], 1)
 
-# %% ../nbs/lib/10_oracle.ipynb #c420fc7e
+# %% ../nbs/lib/10_oracle.ipynb #99d23618
+def _attained(
+    errors: pd.DataFrame,  # (rows, names), from `_errors`
+    n_draws: int,  # resamples
+    seed: int,  # of them
+) -> pd.DataFrame:  # model, mae, attained, each with its interval; n
+    "Errors and attained shares of some rows."
+    means = _drawn_means(errors, n_draws, seed)
+    shares = (means[:, :1] - means) / np.maximum(means[:, :1] - means[:, 1:2], 1e-9)
+    (mae_low, mae_high), (low, high) = (np.quantile(drawn[1:], [0.025, 0.975], axis=0) for drawn in (means, shares))
+    return pd.DataFrame({"model": list(errors), "mae": means[0], "mae_low": mae_low, "mae_high": mae_high,
+                         "attained": shares[0], "low": low, "high": high, "n": len(errors)})
+
+# %% ../nbs/lib/10_oracle.ipynb #4c0997d4
 def attained_shares(
     forecasts: Mapping[str, pd.DataFrame],  # name -> forecast; persistence and oracle are added
     futures: Futures,  # from `look_ahead`
+    parts: pd.DataFrame | None = None,  # a slice table of the same rows; None: all rows only
     horizons: Sequence[int] = HORIZONS_MIN,  # minutes ahead
     n_draws: int = 500,  # resamples for the intervals
     seed: int = 0,  # of them
-) -> pd.DataFrame:  # model, horizon_min, target, mae, attained, low, high (of the attained share), n
+) -> pd.DataFrame:  # slice, part, horizon_min, target, model, mae with its interval (jobs), attained share with its own (low, high), n
     "How far each model has gone from persistence to the least possible error."
     if not futures.rows.equals(rows := same_rows({**forecasts, "": pd.DataFrame(index=futures.rows)})):
         raise InputError("not every forecast has the oracle's minutes", got=f"{len(rows)} of {len(futures.rows)}", fix="forecast these rows, in this order")
+    cuts = {("all", ""): np.ones(len(rows), bool)}
+    cuts |= {(by, part): (parts[by] == part).to_numpy() for by in ([] if parts is None else parts) for part in sorted(set(parts[by]) - {""})}
     found, at = [], {name: f.loc[rows] for name, f in forecasts.items()}
     for h, t in ((h, t) for h in horizons for t in TARGETS):
         errors = _errors(at, futures, t, h)
-        means = _drawn_means(errors, n_draws, seed)
-        shares = (means[:, :1] - means) / np.maximum(means[:, :1] - means[:, 1:2], 1e-9)
-        low, high = np.quantile(shares[1:], [0.025, 0.975], axis=0)
-        found += [{"model": m, "horizon_min": h, "target": t, "mae": means[0, i], "attained": shares[0, i], "low": low[i], "high": high[i], "n": len(rows)}
-                  for i, m in enumerate(errors)]
-    return pd.DataFrame(found)
+        found += [_attained(errors[cut], n_draws, seed).assign(slice=by, part=part, horizon_min=h, target=t) for (by, part), cut in cuts.items()]
+    table = pd.concat(found, ignore_index=True)
+    return table[["slice", "part", "horizon_min", "target", *(c for c in table if c not in ("slice", "part", "horizon_min", "target"))]]

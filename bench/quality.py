@@ -17,9 +17,9 @@ from common import figure, record
 
 from amhs.config import HORIZONS_MIN, TARGETS, EvaluateParams, load_params, load_site, settings
 from amhs.develop import Labelled, block, block_times, collect, fitted, forecast_block, judge
-from amhs.evaluate import Evaluation
+from amhs.evaluate import Evaluation, alarm_score, alarms_at_budgets, find_events, slice_table
 from amhs.model import Forecaster, make_model
-from amhs.oracle import attained_shares, kept_futures, sample_minutes
+from amhs.oracle import attained_shares, kept_futures, oracle_forecast, sample_minutes
 from amhs.simulate import SCENARIOS
 from amhs.targets import build_targets, time_split
 
@@ -63,7 +63,36 @@ def shares(data: Labelled, models: dict[str, Forecaster], place: Place, points: 
     rows = sample_minutes(block(data.targets, data.times, "test").index, points)
     futures = kept_futures(settings().data / "oracle", rows, place.days, seed=0, scenario=place.scenario)
     said = {name: forecast_block(data, model, "test")[0].loc[rows] for name, model in models.items()}
-    return attained_shares(said, futures)
+    edges = block(data.targets, data.times, "valid")["now"].quantile([1 / 3, 2 / 3])
+    parts = slice_table(data.targets.loc[rows], data.site, edges, data.truth)
+    return attained_shares(said, futures, parts[["load", "shift", "week", "fault"]])
+
+
+LIMIT_FUTURES, WATCHED = 32, 0.06  # of each minute; share of minutes, those with the highest alarm score of hub
+
+
+def alarm_limit(data: Labelled, model: Forecaster, place: Place) -> list[dict]:
+    """What alarms could do at best: those of somebody who knows the hub's state to the last job, with the threshold chosen in hindsight.
+
+    The oracle is asked only about minutes before events and those hub finds most alarming; elsewhere it raises no alarm."""
+    telemetry = block(data.telemetry, data.times, "test")
+    score = alarm_score(forecast_block(data, model, "test")[0], data.site)
+    starts, minutes = find_events(telemetry, data.site)["start"], score.index.get_level_values("timestamp")
+    ahead = pd.Timedelta(minutes=data.site.alarms.max_lead)
+    before = pd.IntervalIndex.from_arrays(starts - ahead, starts, closed="left").get_indexer_non_unique(minutes)[1]
+    soon = pd.Series(True, score.index)
+    soon.iloc[before] = False
+    rows = score.index[(soon | (score >= score.quantile(1 - WATCHED))) & (score > float("-inf"))]
+    futures = kept_futures(settings().data / "oracle", rows, place.days, seed=0, scenario=place.scenario, n=LIMIT_FUTURES)
+    best = alarm_score(oracle_forecast(futures, data.site), data.site).reindex(score.index, fill_value=float("-inf"))
+    found = [figure("hub: minutes the oracle's alarms are made of", len(rows), "")]
+    for name, scores in (("oracle", best), ("hub", score)):
+        row = alarms_at_budgets(scores, telemetry, data.site, budgets=(0.5,)).iloc[0]
+        print(name, row.to_string(), sep="\n", flush=True)
+        found += [figure(f"hub: event recall at <= 0.5 false a day, in hindsight, {name}", row["recall"], ""),
+                  figure(f"hub: false episodes, in hindsight, {name}", row["false_per_day"], "/day"),
+                  figure(f"hub: median lead, in hindsight, {name}", row["median_lead_min"], "min")]
+    return found
 
 
 def number(table: pd.DataFrame, model: str, horizon_min: int, target: str, column: str = "value", **where) -> float:
@@ -76,7 +105,7 @@ def number(table: pd.DataFrame, model: str, horizon_min: int, target: str, colum
 
 def attained(table: pd.DataFrame, place: Place) -> list[dict]:
     "Attained shares and the least possible error; goal: 0.80 on the highest change."
-    found = []
+    table, slices, found = table[table["slice"] == "all"], table[table["slice"] != "all"], []
     for h in HORIZONS_MIN:
         for t in TARGETS:
             found += [figure(f"{place.name}: MAE {t} {h} min on the oracle's minutes, {m}", number(table, m, h, t, "mae"), "jobs")
@@ -85,6 +114,18 @@ def attained(table: pd.DataFrame, place: Place) -> list[dict]:
             found.append(figure(f"{place.name}: attained share {t} {h} min, hub", value, "", *((">= 0.80", value >= 0.80) if goal else (None, None))))
             interval = [number(table, "hub", h, t, side) for side in ("low", "high")]
             found += [figure(f"{place.name}: attained share {t} {h} min, hub, {side}", v, "") for side, v in zip(("low", "high"), interval)]
+    return found + of_slices(slices.query("target == 'max'"), place)
+
+
+def of_slices(table: pd.DataFrame, place: Place) -> list[dict]:
+    "The least possible error and the attained share of the highest change, slice by slice."
+    found = []
+    for (by, part, h), rows in table.groupby(["slice", "part", "horizon_min"]):
+        least, own = (rows[rows["model"] == m].iloc[0] for m in ("oracle", "hub"))
+        name = f"{place.name}, {by} {part}"
+        found += [figure(f"{name}: MAE max {h} min on the oracle's minutes, oracle{side}", least[c], "jobs")
+                  for side, c in (("", "mae"), (", low", "mae_low"), (", high", "mae_high"))]
+        found += [figure(f"{name}: attained share max {h} min, hub{side}", own[c], "") for side, c in (("", "attained"), (", low", "low"), (", high", "high"))]
     return found
 
 
@@ -136,12 +177,14 @@ def judged(place: Place, trees: int, params: EvaluateParams, points: int) -> lis
     evaluation = judge(data, models, params)
     print(evaluation.headline(10, 0.5).round(3).T.to_string(), flush=True)
     found += [*alarms(evaluation, place.name, simulated), *errors(evaluation, place.name), *intervals(evaluation, place.name)]
-    return found + (told(shares(data, models, place, points), place) if simulated else [])
+    if not simulated:
+        return found
+    return found + told(shares(data, models, place, points), place) + alarm_limit(data, models["hub"], place)
 
 
 def told(table: pd.DataFrame, place: Place) -> list[dict]:
     "Print the attained shares, then give their figures."
-    wide = table.pivot(index="model", columns=["target", "horizon_min"], values="attained")
+    wide = table[table["slice"] == "all"].pivot(index="model", columns=["target", "horizon_min"], values="attained")
     print(place.name, wide.round(3).to_string(), sep="\n", flush=True)
     return attained(table, place)
 

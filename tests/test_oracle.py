@@ -88,6 +88,20 @@ def test_mistakes_are_told(world):
         attained_shares({"few": oracle_forecast(futures).iloc[:5]}, futures)
 
 
+def test_slices_are_what_their_rows_say(world):
+    "A slice's numbers are those of its rows asked about alone; the slices of a division weigh up to the whole."
+    _, _, futures = world
+    half, high = oracle_forecast(futures) * np.float32(0.5), futures.now > np.median(futures.now)
+    parts = pd.DataFrame({"load": np.where(high, "high", "low")}, futures.rows)
+    table = attained_shares({"half": half}, futures, parts, n_draws=20)
+    alone = attained_shares({"half": half[high]}, Futures(futures.rows[high], futures.now[high], futures.jobs[high]), n_draws=20)
+    of_high = table.query("slice == 'load' and part == 'high'")
+    pd.testing.assert_frame_equal(of_high.drop(columns=["slice", "part"]).reset_index(drop=True), alone.drop(columns=["slice", "part"]))
+    assert (table["mae_low"] <= table["mae"]).all() and (table["mae"] <= table["mae_high"]).all()
+    sums = table.assign(total=table["mae"] * table["n"]).groupby(["slice", "horizon_min", "target", "model"])["total"].sum()
+    assert np.allclose(sums["all"], sums["load"])
+
+
 def test_by_hand():
     "Two minutes, four futures each."
     rows = pd.MultiIndex.from_product([["L"], pd.date_range("2026-01-01", periods=2, freq="30D", tz="UTC")], names=["line", "timestamp"])
