@@ -518,6 +518,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                            'amhs.core.is_reference': ('lib/core.html#is_reference', 'amhs/core.py'),
                            'amhs.core.nearest': ('lib/core.html#nearest', 'amhs/core.py'),
                            'amhs.core.newest_lines': ('lib/core.html#newest_lines', 'amhs/core.py'),
+                           'amhs.core.parse_python': ('lib/core.html#parse_python', 'amhs/core.py'),
                            'amhs.core.project_root': ('lib/core.html#project_root', 'amhs/core.py'),
                            'amhs.core.put_on_disk': ('lib/core.html#put_on_disk', 'amhs/core.py'),
                            'amhs.core.read_json': ('lib/core.html#read_json', 'amhs/core.py'),

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['log', 'AmhsError', 'ParameterError', 'InputError', 'ModelError', 'StageError', 'nearest', 'project_root',
            'sha256_file', 'sha256_json', 'sha256_tree', 'put_on_disk', 'atomic_path', 'write_json', 'read_json',
-           'append_lines', 'newest_lines', 'is_reference', 'reveal', 'seeded']
+           'append_lines', 'newest_lines', 'is_reference', 'reveal', 'seeded', 'parse_python']
 
-# %% ../nbs/lib/00_core.ipynb #76274f56
-import difflib, hashlib, json, logging, os, shutil, uuid
+# %% ../nbs/lib/00_core.ipynb #91c1c6f2
+import ast, difflib, hashlib, json, logging, os, shutil, threading, uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -244,6 +244,16 @@ def seeded(
     import numpy as np
 
     return np.random.default_rng([seed, int(sha256_json(names)[:15], 16)])
+
+# %% ../nbs/lib/00_core.ipynb #7492534e
+_PARSING = threading.Lock()
+
+def parse_python(
+    source: str,  # of a cell or module
+) -> ast.Module:
+    "Python's syntax tree of a source, one thread at a time; `SyntaxError` if it is not Python."
+    with _PARSING:
+        return ast.parse(source)
 
 # %% ../nbs/lib/00_core.ipynb #1124fd58
 log = logging.getLogger("amhs")

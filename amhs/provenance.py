@@ -6,13 +6,13 @@
 __all__ = ['code_state', 'imported_libraries', 'reachable_modules', 'notebook_hash', 'environment', 'library_drift',
            'refuse_drift']
 
-# %% ../nbs/lib/20_provenance.ipynb #8d2252c3
+# %% ../nbs/lib/20_provenance.ipynb #91ef496c
 import ast, contextlib, importlib.metadata, os, platform, re, subprocess, tempfile
 from functools import cache
 from pathlib import Path
 
 from . import answers
-from .core import InputError, project_root, sha256_file, sha256_json
+from .core import InputError, parse_python, project_root, sha256_file, sha256_json
 from .stages import read_cells
 
 # %% ../nbs/lib/20_provenance.ipynb #f3eae480
@@ -33,12 +33,12 @@ def code_state(
     commit = _git(root, "rev-parse", "HEAD")
     return {"commit": commit, "dirty": bool(_git(root, "status", "--porcelain")) if commit else None}
 
-# %% ../nbs/lib/20_provenance.ipynb #eb431fea
+# %% ../nbs/lib/20_provenance.ipynb #734b005a
 @cache
 def _imported(source: str) -> set[str]:
     "Names of amhs modules that Python source imports; `import amhs` alone names none."
     found = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parse_python(source)):
         if isinstance(node, ast.Import):
             found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("amhs.")}
         elif isinstance(node, ast.ImportFrom) and (node.level == 1 or (node.module or "").split(".")[0] == "amhs"):

@@ -9,7 +9,7 @@ __all__ = ['STAGES', 'PIPELINES', 'GOOD', 'Deliverable', 'Stage', 'find_stage', 
            'identify', 'is_intact', 'verified_outputs', 'StageRun', 'outside_name', 'outside_path', 'check_templates',
            'begin']
 
-# %% ../nbs/lib/19_stages.ipynb #26137eb5
+# %% ../nbs/lib/19_stages.ipynb #cc191409
 import ast, contextlib, fcntl, io, json, operator, os, re, shutil, sys, tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -21,7 +21,7 @@ from fastcore.basics import patch
 
 from .config import LANGUAGES, PARAMS, StageParams, checked, languages, load_params, settings
 from amhs.core import (
-    InputError, ParameterError, StageError, nearest, project_root, read_json, reveal, sha256_tree, write_json,
+    InputError, ParameterError, StageError, nearest, parse_python, project_root, read_json, reveal, sha256_tree, write_json,
 )
 from .documents import DOCUMENT_CSS, load_labels, placeholders, render, save_figures, template_files, template_hash
 from .pages import embed_pictures, markdown_html, page, plain
@@ -184,13 +184,13 @@ def _parameter_cell(notebook: Path) -> str:
                              fix="tag the cell that holds the defaults (`nbdev-clean --clear-all` strips tags), or restore it with git")
     return tagged[0]
 
-# %% ../nbs/lib/19_stages.ipynb #236f5f1c
+# %% ../nbs/lib/19_stages.ipynb #046dba73
 def notebook_defaults(
     notebook: Path | str,  # a stage notebook
 ) -> dict[str, Any]:  # name -> default value
     "What the parameters cell of a stage notebook assigns."
     found = {}
-    for node in ast.parse(_parameter_cell(Path(notebook))).body:
+    for node in parse_python(_parameter_cell(Path(notebook))).body:
         target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
         if not isinstance(target, ast.Name):
             raise ParameterError(f"{Path(notebook).name}: the parameters cell may only assign values", got=ast.unparse(node))

@@ -87,3 +87,21 @@ def test_root_can_be_named(tmp_path, monkeypatch):
 
 def test_nearest_falls_back_to_all_names():
     assert nearest("zzz", ["b", "a"]) == ["a", "b"]
+
+
+def test_threads_may_read_python_at_the_same_time():
+    "A callback of the garbage collector, such as hypothesis has, lets threads change over in the middle of a parse."
+    code = """
+import gc, sys, threading
+from pathlib import Path
+from amhs.core import parse_python
+sys.setswitchinterval(1e-6)
+gc.callbacks.append(lambda *_: sum(range(50)))
+gc.set_threshold(50)
+source, done = Path(threading.__file__).read_text(), []
+threads = [threading.Thread(target=lambda: done.append([parse_python(source) for _ in range(2)])) for _ in range(4)]
+for t in threads: t.start()
+for t in threads: t.join()
+print(len(done))
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "4"
