@@ -302,11 +302,12 @@ async def lines(front: Front, request: Request) -> bytes:
                               None if newest is None else moment_of(newest), lag, line.failures, "; ".join(problems)))
     return _ENCODE({"lines": views})
 
-# %% ../nbs/lib/17_api.ipynb #8eae8d37
+# %% ../nbs/lib/17_api.ipynb #3530e989
 async def model(front: Front, request: Request) -> bytes:
     "The models at work: card, engine, alarm, horizons; and those that could not be loaded."
     found = [{"version": p.version, "name": p.name, "number": p.number, "engine": p.engine.kind, "feature_set": p.feature_set, "horizons_min": p.horizons,
-              "alarm_threshold_jobs": p.alarm.threshold, "rules": p.rules.version, "reads": p.kernel.columns, "lines": p.lines, "card": p.card}
+              "alarm_thresholds_jobs": {line or "*": a.threshold for line, a in p.alarms.items()},
+              "rules": p.rules.version, "reads": p.kernel.columns, "lines": p.lines, "card": p.card}
              for p in front.desk.packages.values()]
     return _ENCODE({"models": found, "errors": front.desk.errors})
 

@@ -210,13 +210,15 @@ class Gaps(Frozen):
     fill_up_to_min: int = Field(3, ge=0, le=60)  # fill forward gaps up to so many minutes
     action: Literal["exclude", "fill"] = "exclude"  # for longer ones
 
-# %% ../nbs/lib/01_config.ipynb #cf531092
+# %% ../nbs/lib/01_config.ipynb #cd534c17
 class Alarms(Frozen):
-    "What counts as an event and as an alarm in time; all in minutes."
+    "What counts as an event and as an alarm in time, in minutes; how alarms are held."
 
     min_duration: int = Field(3, ge=1)  # an event lasts at least so long
     merge_gap: int = Field(10, ge=0)  # runs closer than this are one
     max_lead: int = Field(30, ge=1)  # an alarm this long before an event, at most, is for it
+    wanted_lead: int = Field(10, ge=1)  # so long before is early enough: more is worth no more, less is worth less
+    widths: tuple[Annotated[float, Field(ge=0)], ...] = Field((0.0, 5.0, 10.0, 20.0), min_length=1)  # hystereses to try, jobs
 
 # %% ../nbs/lib/01_config.ipynb #bf7bf727
 Edges = tuple[float, float]
@@ -418,7 +420,7 @@ class EvaluateParams(StageParams):
     explained_rows: Count  # rows the explanation is drawn from
     learnt_rules: int = Field(ge=0)  # rules learnt from the model, at most; 0: none is proposed
 
-# %% ../nbs/lib/01_config.ipynb #09571b41
+# %% ../nbs/lib/01_config.ipynb #cb3be5f8
 class InferenceParams(StageParams):
     "08: light forms of the confirmed model, proven and timed; the package a service loads."
 
@@ -427,7 +429,6 @@ class InferenceParams(StageParams):
     hole_rows: Count  # of these once more with values missing
     max_level_error: float = Field(gt=0)  # jobs; an engine further from the model is out
     timing_repeats: Annotated[int, Field(ge=20)]  # single rows asked of each engine
-    hysteresis: float = Field(ge=0)  # jobs; an alarm ends when the expected level is so far below the threshold
     interval_share: float = Field(gt=0, lt=1)  # of validation rows that lie within the intervals
 
 # %% ../nbs/lib/01_config.ipynb #3194fd2a

@@ -10,9 +10,9 @@ __all__ = ['SHIFTS', 'MIXED', 'same_rows', 'Blocks', 'make_blocks', 'level_score
            'interval_bounds', 'within', 'interval_scores', 'future_leaks', 'suspicious_features', 'split_leaks',
            'leak_check', 'Evaluation', 'alarm_tables', 'evaluate']
 
-# %% ../nbs/lib/09_evaluate.ipynb #48551a44
+# %% ../nbs/lib/09_evaluate.ipynb #763d29e9
 import json, math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from itertools import pairwise
@@ -590,17 +590,19 @@ def _case(
     seen = np.searchsorted(ticks, events[0] - site.alarms.max_lead) < np.searchsorted(ticks, events[0])
     return _Case(ticks, score.to_numpy("float64"), events, seen, site.alarms)
 
-# %% ../nbs/lib/09_evaluate.ipynb #f79e726c
+# %% ../nbs/lib/09_evaluate.ipynb #30e0976e
 def _leads(
     lead: np.ndarray,  # float (events,), minutes; NaN: missed
-) -> dict[str, float]:  # events, caught, recall, median_lead_min, p10_lead_min
+    wanted: int,  # minutes; more is worth no more
+) -> dict[str, float]:  # events, caught, recall, timely (share of the wanted lead that events got), median_lead_min, p10_lead_min
     "Recall and lead times of the events judged."
-    caught = lead[~np.isnan(lead)]
+    caught, n = lead[~np.isnan(lead)], len(lead)
     median, tenth = np.percentile(caught, [50, 10]) if len(caught) else (math.nan, math.nan)
-    return {"events": len(lead), "caught": len(caught), "recall": len(caught) / len(lead) if len(lead) else math.nan,
+    return {"events": n, "caught": len(caught), "recall": len(caught) / n if n else math.nan,
+            "timely": float(np.minimum(caught, wanted).sum() / wanted / n) if n else math.nan,
             "median_lead_min": float(median), "p10_lead_min": float(tenth)}
 
-# %% ../nbs/lib/09_evaluate.ipynb #70ce9a42
+# %% ../nbs/lib/09_evaluate.ipynb #6f2bb571
 def _outcome(
     case: _Case,
     threshold: float,  # alarm where the score is at least this
@@ -609,8 +611,8 @@ def _outcome(
     "What an alarm at one threshold would have done."
     on = _hysteresis(case.ticks, case.score, threshold, hysteresis, case.alarms.merge_gap)
     lead, false = _matched(case.events, _runs(case.ticks[on], max(case.alarms.merge_gap, 1)), case.alarms.max_lead)
-    return {"threshold": float(threshold), **_leads(lead[case.judged]), "episodes": len(false), "false": int(false.sum()),
-            "false_per_day": float(_ratio(false.sum(), case.days)), "days": case.days}
+    return {"threshold": float(threshold), "hysteresis": float(hysteresis), **_leads(lead[case.judged], case.alarms.wanted_lead),
+            "episodes": len(false), "false": int(false.sum()), "false_per_day": float(_ratio(false.sum(), case.days)), "days": case.days}
 
 # %% ../nbs/lib/09_evaluate.ipynb #1cb68ec7
 def alarm_outcome(
@@ -659,30 +661,31 @@ def _thresholds(
         return distinct if len(distinct) else np.zeros(1)
     return np.unique(np.quantile(score, 1 - np.geomspace(1 / len(score), 0.7, n), method="higher"))
 
-# %% ../nbs/lib/09_evaluate.ipynb #c599f64e
+# %% ../nbs/lib/09_evaluate.ipynb #c4d39f80
 def alarm_curve(
     score: pd.Series,  # by (line, timestamp)
     telemetry: pd.DataFrame | pd.Series,  # levels of the same period or a longer one
     site: Site,  # surge level and alarm times
     n_thresholds: int = 200,  # at most
-    hysteresis: float = 0.0,  # the alarm ends below threshold - hysteresis
-) -> pd.DataFrame:  # threshold, events, caught, recall, leads, episodes, false, false_per_day, days
+    widths: Sequence[float] = (0.0,),  # hystereses: an alarm ends so far below its threshold
+) -> pd.DataFrame:  # threshold, hysteresis, events, caught, recall, timely, leads, episodes, false, false_per_day, days
     "What an alarm would have done, at every threshold worth trying."
     case = _case(score, telemetry, site)
     if not len(case.ticks):
         raise InputError("the alarm score has no minute", fix="give a score for the period to judge")
-    return pd.DataFrame([_outcome(case, threshold, hysteresis) for threshold in _thresholds(case.score, n_thresholds)])
+    return pd.DataFrame([_outcome(case, threshold, width) for width in widths for threshold in _thresholds(case.score, n_thresholds)])
 
-# %% ../nbs/lib/09_evaluate.ipynb #02843b69
+# %% ../nbs/lib/09_evaluate.ipynb #84f65afe
 def choose_threshold(
     curve: pd.DataFrame,  # an alarm curve, of validation minutes
     budget: float,  # false episodes a day, at most
 ) -> pd.Series:  # its row of the curve; the highest threshold if none is within the budget
-    "The threshold that catches most within a budget of false episodes."
+    "The threshold and hysteresis that earn most time within a budget of false episodes."
     within = curve[curve["false_per_day"] <= budget]
     if within.empty:
         return curve.loc[curve["threshold"].idxmax()]
-    return within.sort_values(["recall", "median_lead_min", "threshold"], na_position="first").iloc[-1]
+    order = {"timely": True, "recall": True, "hysteresis": False, "threshold": True}
+    return within.sort_values(list(order), ascending=list(order.values()), na_position="first").iloc[-1]
 
 # %% ../nbs/lib/09_evaluate.ipynb #6e544d33
 def wilson(
@@ -696,7 +699,7 @@ def wilson(
     middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return max((middle - half) / (1 + z * z / n), 0.0), min((middle + half) / (1 + z * z / n), 1.0)
 
-# %% ../nbs/lib/09_evaluate.ipynb #8d67642e
+# %% ../nbs/lib/09_evaluate.ipynb #6fddd0bc
 def alarms_at_budgets(
     score: pd.Series,  # of the minutes to judge
     telemetry: pd.DataFrame | pd.Series,  # levels of the same period or a longer one
@@ -704,16 +707,16 @@ def alarms_at_budgets(
     valid_score: pd.Series | None = None,  # of the minutes to choose on; None: hindsight, and labelled so
     valid_telemetry: pd.DataFrame | pd.Series | None = None,  # None: `telemetry` holds those minutes too
     budgets: Sequence[float] = (0.5, 1, 3),  # false episodes a day
-    hysteresis: float = 0.0,  # the alarm ends below threshold - hysteresis
-) -> pd.DataFrame:  # budget, chosen_on, threshold, recall with interval, leads, false_per_day, and valid_… of the choice
+    widths: Sequence[float] = (0.0,),  # hystereses to try
+) -> pd.DataFrame:  # budget, chosen_on, threshold, hysteresis, recall with interval, timely, leads, false_per_day, and valid_… of the choice
     "Recall and lead time at budgets of false episodes a day."
     valid = telemetry if valid_telemetry is None else valid_telemetry
     chosen_on = "hindsight" if valid_score is None else "validation"
-    curve = alarm_curve(score if valid_score is None else valid_score, valid, site, hysteresis=hysteresis)
+    curve = alarm_curve(score if valid_score is None else valid_score, valid, site, widths=widths)
     case, rows = _case(score, telemetry, site), []
     for budget in budgets:
         choice = choose_threshold(curve, budget)
-        found = _outcome(case, choice["threshold"], hysteresis)
+        found = _outcome(case, choice["threshold"], choice["hysteresis"])
         rows.append({"budget": budget, "chosen_on": chosen_on, **found,
                      **dict(zip(("recall_low", "recall_high"), wilson(found["caught"], found["events"]), strict=True)),
                      **{f"valid_{k}": choice[k] for k in ("recall", "median_lead_min", "false_per_day", "events")}})
@@ -1089,19 +1092,21 @@ def _alarm_scores(
         scores |= {f"{model}, {h}": hybrid_score(scores[model], found, h)["score"] for h in MIXED}
     return scores | {name: rule_score(telemetry, more).reindex(rows) for name, more in more_rules.items()}
 
-# %% ../nbs/lib/09_evaluate.ipynb #3ae2340f
+# %% ../nbs/lib/09_evaluate.ipynb #4323b51b
 def alarm_tables(
     scores: Mapping[str, pd.Series],  # method -> score
     telemetry: pd.DataFrame,  # levels of the same period or a longer one
     site: Site,  # surge level and alarm times
     valid_scores: Mapping[str, pd.Series] | None = None,  # method -> score of validation minutes; None: hindsight only
     valid_telemetry: pd.DataFrame | None = None,  # None: `telemetry` holds those minutes too
+    held: Collection[str] = (),  # methods whose score is in jobs: a hysteresis of the site's may hold their alarms
 ) -> dict[str, pd.DataFrame]:  # alarms, curves, precision
     "Budgets, curves and average precision of every method."
     alarms, curves = [], []
     for method, score in scores.items():
         chosen = [None] + ([valid_scores[method]] if valid_scores else [])
-        alarms += [alarms_at_budgets(score, telemetry, site, valid, valid_telemetry).assign(method=method) for valid in chosen[::-1]]
+        widths = site.alarms.widths if method in held else (0.0,)
+        alarms += [alarms_at_budgets(score, telemetry, site, valid, valid_telemetry, widths=widths).assign(method=method) for valid in chosen[::-1]]
         curves.append(alarm_curve(score, telemetry, site).assign(method=method))
     precision = [{"method": m, "average_precision": average_precision(s, telemetry, site)} for m, s in scores.items()]
     alarms, curves = (pd.concat(tables, ignore_index=True).set_index("method").reset_index() for tables in (alarms, curves))
@@ -1122,7 +1127,7 @@ def _intervals(
     offsets = {n: interval_offsets(_at(f, known[n]), _at(valid_targets, known[n])) for n, f in valid_forecasts.items()}
     return pd.concat([interval_scores(f, targets, offsets[n], parts).assign(model=n) for n, f in forecasts.items()], ignore_index=True)
 
-# %% ../nbs/lib/09_evaluate.ipynb #047aaa66
+# %% ../nbs/lib/09_evaluate.ipynb #cdf90544
 def evaluate(
     forecasts: Mapping[str, pd.DataFrame],  # name -> forecast of the test rows; the last is the one under judgement
     targets: pd.DataFrame,  # what then happened
@@ -1150,7 +1155,7 @@ def evaluate(
     return Evaluation(
         model, *(pd.concat([_tidy(d[i], len(rows), model=name) for name, d in draws.items()], ignore_index=True) for i in (0, 1)),
         _differences(draws, model, len(rows)), *(_by_model(lambda f, t=t: t(f, outcome), same) for t in (confusion, reliability)),
-        **alarm_tables(scores, telemetry, site, valid, valid_telemetry), events=find_events(telemetry, site),
+        **alarm_tables(scores, telemetry, site, valid, valid_telemetry, [*forecasts, "level rule"]), events=find_events(telemetry, site),
         slices=slice_scores(same, outcome, parts, blocks), intervals=_intervals(same, outcome, parts, valid_forecasts, valid_targets))
 
 # %% ../nbs/lib/09_evaluate.ipynb #dcca234e

@@ -7,7 +7,7 @@ __all__ = ['DAYS_AT_ONCE', 'forecast_rows', 'scores_of', 'decide_rows', 'score_r
            'score_line', 'read_predictions', 'answers_of', 'read_source', 'packages_for', 'score_period',
            'episode_table', 'source_table']
 
-# %% ../nbs/lib/17_offline.ipynb #3c35be1e
+# %% ../nbs/lib/17_offline.ipynb #5c18d3da
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ from .core import InputError, atomic_path
 from .deployment import package_folder, read_deployment
 from .develop import collect
 from .features import build_features
-from .inference import Package, load_package
+from .inference import AlarmPolicy, Package, load_package
 from .messages import Alarm, Answer, NamedCause, Reason
 from .rules import SEVERITIES, apply_rules, hybrid_score
 from .serve import Said, horizons_of, level_horizons, moment_of, namer_of, prediction_row, teller_of, why
@@ -60,16 +60,17 @@ def scores_of(
     highest = now + forecast[[f"change_max_{h}" for h in package.horizons]].max(axis=1).astype("float64")
     return highest.where(~(now > package.site.thresholds.surge_level), -np.inf).rename("score")
 
-# %% ../nbs/lib/17_offline.ipynb #53544c62
-def _held(score: np.ndarray, limit: float, width: float) -> np.ndarray:
-    "Where there is an alarm: it begins at the limit, and ends below limit - width."
+# %% ../nbs/lib/17_offline.ipynb #ed7c4d6e
+def _held(score: np.ndarray, policy: AlarmPolicy) -> np.ndarray:
+    "Where there is an alarm: it begins at the threshold, and ends clearly below."
+    limit, width = policy.threshold, policy.hysteresis
     if not width:
         return score >= limit
     sign = np.where(score >= limit, 1, np.where(score >= limit - width, 0, -1))
     last = np.maximum.accumulate(np.where(sign != 0, np.arange(len(sign)), 0))
     return sign[last] > 0
 
-# %% ../nbs/lib/17_offline.ipynb #2dd1f319
+# %% ../nbs/lib/17_offline.ipynb #1f47085c
 def decide_rows(
     package: Package,  # loaded
     telemetry: pd.DataFrame,  # line, timestamp and columns of the schema
@@ -80,8 +81,7 @@ def decide_rows(
     found = apply_rules(telemetry, package.rules)
     scores = scores_of(package, forecast)
     moved = hybrid_score(scores, found, hybrid)
-    limit, width = package.alarm.threshold, package.alarm.hysteresis
-    alarm = moved["score"].groupby(level=0, sort=False).transform(lambda s: _held(s.to_numpy(), limit, width)).astype(bool)
+    alarm = moved["score"].groupby(level=0, sort=False).transform(lambda s: _held(s.to_numpy(), package.alarm_of(s.name))).astype(bool)
     return pd.DataFrame({"alarm": alarm, "by": moved["by"], "score": scores, "fired": moved["fired"], "severity": found["severity"]}, forecast.index)
 
 # %% ../nbs/lib/17_offline.ipynb #86dcfb0c
@@ -247,16 +247,16 @@ def read_predictions(
         raise InputError("no predictions here", got=str(out), fix="score a period first: amhs run operate")
     return pd.concat([pq.ParquetFile(p).read().to_pandas() for p in found], ignore_index=True).set_index(["line", "timestamp"]).sort_index()
 
-# %% ../nbs/lib/17_offline.ipynb #2f648623
-def _alarm_of(package: Package, row: Mapping, hybrid: str) -> Alarm:
+# %% ../nbs/lib/17_offline.ipynb #5ba49354
+def _alarm_of(package: Package, line: str, row: Mapping, hybrid: str) -> Alarm:
     "A row's decision as it is told."
     score = None if not np.isfinite(row["score"]) else round(float(row["score"]), 2)
     reasons = [Reason(f, j) for f, j in json.loads(row.get("reasons") or "[]")]
     causes = msgspec.json.decode(row.get("causes") or "[]", type=list[NamedCause])
     fired = row["fired"].split(", ") if row["fired"] else []
-    return Alarm(bool(row["alarm"]), row["by"], hybrid, package.alarm.threshold, score, SEVERITIES[int(row["severity"])], fired, reasons, causes)
+    return Alarm(bool(row["alarm"]), row["by"], hybrid, package.alarm_of(line).threshold, score, SEVERITIES[int(row["severity"])], fired, reasons, causes)
 
-# %% ../nbs/lib/17_offline.ipynb #9013c1cc
+# %% ../nbs/lib/17_offline.ipynb #5f65ed5a
 def answers_of(
     package: Package,  # loaded
     scored: pd.DataFrame,  # from `score_rows`
@@ -274,7 +274,7 @@ def answers_of(
         at = moment_of(minutes[i])
         name = sha256(f"{package.version} {hybrid} {line} {minutes[i]}{'' if role == 'offline' else role}".encode()).hexdigest()[:32]
         answer = Answer(name, line, at, made, at, row["source"], package.version, role, float(forecasts[i, 0] if known else now[i]), told,
-                        _alarm_of(package, row, hybrid))
+                        _alarm_of(package, line, row, hybrid))
         yield prediction_row(answer, msgspec.json.encode(answer))
 
 # %% ../nbs/lib/17_offline.ipynb #ce63e795

@@ -8,7 +8,7 @@ __all__ = ['LARGEST', 'Serving', 'load_serving', 'Refused', 'rows_array', 'some_
            'class_of', 'Teller', 'teller_of', 'horizons_of', 'level_horizons', 'model_score', 'namer_of', 'why',
            'prediction_row', 'read_inputs', 'trial_table']
 
-# %% ../nbs/lib/16_serve.ipynb #5c0db0e4
+# %% ../nbs/lib/16_serve.ipynb #9876c370
 import itertools, time, uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from .causes import LOOK_BACK_MIN, Cause, CauseTable, Namer, make_namer, say, us
 from .config import CLASSES, HORIZONS_MIN, TARGETS, WINDOW_MIN, Count, Frozen, checked, load_site, read_yaml, settings
 from .core import AmhsError, log, nearest, sha256_json
 from .deployment import LineDeployment, package_folder, pointer, read_deployment
-from .inference import Package, load_package
+from .inference import AlarmPolicy, Package, load_package
 from .messages import Alarm, Answer, Horizon, Level, NamedCause, Observation, Reason, Surge, Window
 from .rules import SEVERITIES, Verdict, compile_rules, decide, load_rules
 from .store import Store, minute_of
@@ -637,14 +637,14 @@ def why(
     causes = [_in_words(c, namer.table, package.site.timezone) for c in namer(found, values, minute, n)]
     return [Reason(name, round(jobs, 2)) for name, jobs in package.strongest(found, n)], causes
 
-# %% ../nbs/lib/16_serve.ipynb #e2c62a7a
+# %% ../nbs/lib/16_serve.ipynb #eae581aa
 @patch
 def _alarm(self: Desk, task: Task, said: Said | None) -> Alarm:
     "Put rules and model together."
     line, package = task.line, task.package
     verdict, hybrid = line.judge(task.row), line.told.hybrid
     score = None if said is None else model_score(package, said.forecast)
-    limit = package.alarm.threshold - (package.alarm.hysteresis if self._warned(task) else 0) if package else np.inf
+    limit = np.inf if package is None else self._limit(task, package.alarm_of(line.name))
     found = decide(score, limit, verdict, hybrid)
     known = None if score is None or score == float("-inf") else round(score, 2)
     reasons, causes = self._why(task, said) if found.alarm and said is not None else ([], [])
@@ -693,13 +693,18 @@ def _note(self: Desk, task: Task, answer: Answer) -> None:
     if answer.source in ("model", "hybrid") and about_now and (line.last is None or answer.at >= line.last.at):
         line.last = answer
 
-# %% ../nbs/lib/16_serve.ipynb #b0968da7
+# %% ../nbs/lib/16_serve.ipynb #7ece3a55
+@patch
+def _limit(self: Desk, task: Task, policy: AlarmPolicy) -> float:
+    "The level that makes an alarm of this minute, jobs."
+    held = policy.hysteresis and task.end is not None and self._warned(task)
+    return policy.threshold - policy.hysteresis if held else policy.threshold
+
+# %% ../nbs/lib/16_serve.ipynb #5b0efa66
 @patch
 def _warned(self: Desk, task: Task) -> bool:
     "Whether the minute observed before was an alarm."
     line, role = task.line, "shadow" if task.role == "shadow" else ("live", "canary")
-    if task.end is None or task.package.alarm.hysteresis == 0:
-        return False
     if line.warned[0] < task.minute - 1:
         found = self.store.read("predictions", line.name, max(line.warned[0] + 1, 0), task.minute, limit=4, newest_first=True)
         found = found[found["role"].isin([role] if role == "shadow" else role)]

@@ -13,6 +13,7 @@ from amhs.causes import FULL_SPREADS, LEAST_SCORE, Cause, Namer, fault_alarms, l
 from amhs.config import Site, load_site
 from amhs.core import InputError, ParameterError
 from amhs.features import compile_features
+from amhs.inference import AlarmPolicy
 from amhs.serve import Serving
 from amhs.simulate import FAULTS, Simulator, simulate
 from amhs.telemetry import COLUMNS
@@ -231,10 +232,9 @@ def busy_desk(tmp_path_factory):
     home = tmp_path_factory.mktemp("causes")
     desk = make_desk(home, [small_package(tmp_path_factory)], clock=Clock(pd.Timestamp("2026-01-05", tz="UTC")), hybrid="model", serving=Serving(reasons=3))
     package = desk.line("HUB1").packages["live"]
-    alarm = package.alarm
-    object.__setattr__(package, "alarm", type(alarm)(0.0, 0.0, 1.0))  # every minute is an alarm
+    alarms, package.alarms = package.alarms, {"": AlarmPolicy(0.0, 0.0, 1.0)}  # every minute is an alarm
     yield desk
-    object.__setattr__(package, "alarm", alarm)
+    package.alarms = alarms
 
 
 @pytest.mark.parametrize(("kind", "cause", "severity", "after"), [

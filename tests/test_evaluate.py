@@ -267,8 +267,37 @@ def test_the_chosen_threshold_keeps_the_budget_and_catches_most(world):
     curve = alarm_curve(alarm_score(guess(valid, 10), site), telemetry, site)
     for budget in (0.5, 1, 3):
         chosen, within = choose_threshold(curve, budget), curve[curve["false_per_day"] <= budget]
-        assert chosen["false_per_day"] <= budget and chosen["recall"] == within["recall"].max()
+        assert chosen["false_per_day"] <= budget and chosen["timely"] == within["timely"].max()
     assert choose_threshold(curve[curve["false"] > 0], 0)["threshold"] == curve[curve["false"] > 0]["threshold"].max()
+
+
+def test_a_hysteresis_is_taken_only_if_it_earns_more(world):
+    """Of widths that earn the same the narrowest is chosen; what is judged is what was chosen."""
+    site, telemetry, valid, test = world
+    score, said = alarm_score(guess(valid, 10), site), alarm_score(guess(test, 10), site)
+    plain, wide = (alarm_curve(score, telemetry, site, widths=widths) for widths in ((0.0,), (0.0, 5.0, 20.0)))
+    assert len(wide) == 3 * len(plain) and set(wide["hysteresis"]) == {0.0, 5.0, 20.0}
+    for budget in (0.5, 1, 3):
+        chosen = choose_threshold(wide, budget)
+        assert chosen["timely"] >= choose_threshold(plain, budget)["timely"]
+        best = wide[(wide["false_per_day"] <= budget) & (wide["timely"] == chosen["timely"]) & (wide["recall"] == chosen["recall"])]
+        assert chosen["hysteresis"] == best["hysteresis"].min()
+        found = alarms_at_budgets(said, telemetry, site, score, budgets=[budget], widths=(0.0, 5.0, 20.0)).iloc[0]
+        known = alarm_outcome(said, telemetry, site, chosen["threshold"], chosen["hysteresis"]).iloc[-1]
+        assert found["caught"] == known["caught"] and found["false"] == known["false"] and found["timely"] == known["timely"]
+
+
+def test_what_an_alarm_earns_is_the_wanted_lead_and_no_more():
+    """Three events: announced 20 and 5 minutes before, and missed; ten minutes are wanted."""
+    level = np.full(3000, 200.0)
+    for at in (500, 1500, 2500):
+        level[at : at + 20] = 300
+    telemetry, score = minutes("A", range(3000), hub_jobs=level), np.zeros(3000)
+    score[480:500], score[1495:1500] = 1, 1
+    site = site_with()
+    found = alarm_outcome(pd.Series(score, rule_score(telemetry).index), telemetry, site, 1).iloc[-1]
+    assert (found["events"], found["caught"], found["median_lead_min"]) == (3, 2, 12.5)
+    assert found["timely"] == pytest.approx((1 + 0.5 + 0) / 3)
 
 
 def test_a_year_of_minutes_and_200_thresholds():

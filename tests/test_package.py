@@ -200,7 +200,7 @@ def test_the_same_model_gives_the_same_package_to_the_byte(made, data, folder, t
 
 def test_the_version_changes_with_what_answers_depend_on(made, data, package, tmp_path):
     assert package.version.startswith("7-") and package.number == 7
-    assert load_package(write(made, data, tmp_path / "h", hysteresis=4.0)).version != package.version
+    assert load_package(write(made, data, tmp_path / "h", interval_share=0.8)).version != package.version
     assert load_package(write(made, data, tmp_path / "e", engine="merged")).version != package.version
 
 
@@ -220,8 +220,8 @@ def test_rules_travel_as_numbers(package):
 def test_alarm_and_intervals_come_from_the_validation_block(package, data, made):
     features, targets = packing.validation_rows(data, made["model"])
     forecast = made["model"].predict(features)
-    known = packing.choose_alarm(forecast, data, CRITERIA)
-    assert package.alarm.threshold == pytest.approx(known.threshold, abs=TOLERANCE) and package.alarm.budget == CRITERIA.max_false_per_day
+    known = packing.choose_alarms(forecast, data, CRITERIA)[""]
+    assert package.alarm_of("HUB1").threshold == pytest.approx(known.threshold, abs=TOLERANCE) and package.alarm_of("HUB1").budget == CRITERIA.max_false_per_day
     held = within(interval_bounds(forecast, package.intervals.model), targets).mean()
     assert (held >= 0.9).all() and (held < 0.95).all() and package.intervals.rows == len(targets)
     still = (targets["change_max_10"]).between(*package.intervals.level["change_max_10"]).mean()
@@ -245,6 +245,20 @@ def test_contributions_name_features_and_shap_comes_from_the_model(package, data
     assert [abs(v) for _, v in found] == sorted((abs(v) for _, v in found), reverse=True)
     shap = package.explain(x, 15, "avg")
     assert shap.sum() == pytest.approx(made["engines"]["boosters"].margins(x[None])[0, 1, 1], abs=1e-3)
+
+
+def test_a_line_with_enough_events_has_an_alarm_of_its_own(data, made, monkeypatch):
+    """One line shares with nobody; of two, the one with enough events on validation rows is judged by itself."""
+    one = packing.choose_alarms(made["model"].predict(packing.validation_rows(data, made["model"])[0]), data, CRITERIA)
+    assert list(one) == [""]
+    calm = data.telemetry.assign(line="HUB2", hub_jobs=lambda t: t["hub_jobs"] / 2)
+    both = replace(data, telemetry=pd.concat([data.telemetry, calm], ignore_index=True))
+    forecast = made["model"].predict(packing.validation_rows(data, made["model"])[0])
+    other = forecast.rename(index={"HUB1": "HUB2"}, level="line")
+    monkeypatch.setattr(packing, "ENOUGH_EVENTS", 1)
+    found = packing.choose_alarms(pd.concat([forecast, other]), both, CRITERIA)
+    assert set(found) == {"", "HUB1"} and found["HUB1"] == one[""], "the calm line has no event to choose by"
+    assert packing.alarm_table(found).index.tolist() == ["other lines", "HUB1"]
 
 
 def test_licences_of_what_answering_needs_are_listed(folder):
@@ -309,7 +323,7 @@ def test_what_fails_while_writing_leaves_the_old_package(made, data, tmp_path, m
     before = sha256_tree(folder)
     monkeypatch.setattr(packing, "licences", lambda engine: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        write(made, data, tmp_path / "p", hysteresis=9.0)
+        write(made, data, tmp_path / "p", interval_share=0.7)
     assert sha256_tree(folder) == before and [p.name for p in tmp_path.iterdir()] == ["p"]
 
 

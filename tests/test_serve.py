@@ -14,7 +14,7 @@ from served import SITE, Clock, labelled, make_desk, small_package, window_at
 from amhs.deployment import assign, deploy, deployment_history, package_folder, read_deployment, rollback
 from amhs.evaluate import alarm_score
 from amhs.features import build_features
-from amhs.inference import load_package
+from amhs.inference import AlarmPolicy, load_package
 from amhs.messages import Answer, Observation
 from amhs.model import load_model, surge_class
 from amhs.rules import apply_rules, hybrid_score, load_rules
@@ -88,7 +88,7 @@ def test_alarms_follow_the_lines_pattern_as_in_the_evaluation(packages, clock, d
         said = package.forecast(package.features(data.telemetry[list(package.kernel.columns)].to_numpy().T[:, end - 29 : end + 1].copy(), minute_of(answer.at)))
         index = found.index[[end]]
         expected = hybrid_score(pd.Series([model_score(package, said)], index), found, hybrid)
-        assert answer.alarm.on == bool(expected["score"].iloc[0] >= package.alarm.threshold)
+        assert answer.alarm.on == bool(expected["score"].iloc[0] >= package.alarm_of("HUB1").threshold)
         assert answer.alarm.by == expected["by"].iloc[0]
         assert ", ".join(answer.alarm.rules) == found["fired"].iloc[end]
         assert answer.source == ("rules" if hybrid in ("rules", "shadow") else "model" if hybrid == "model" else "hybrid")
@@ -231,7 +231,7 @@ def test_an_alarm_ends_later_than_it_began_whichever_worker_answers(desk, packag
         assign("HUB1", at_desk.folder, hybrid="model")
         at_desk.refresh()
         package = at_desk.line("HUB1").packages["live"]
-        package.alarm = type(package.alarm)(threshold, 15.0, package.alarm.budget)
+        package.alarms = {"": AlarmPolicy(threshold, 15.0, 1.0)}
     answers = [observed((desk, other)[i % 2], 2000 + i) for i in range(200)]
     before = False
     for i, answer in enumerate(answers):
@@ -411,7 +411,7 @@ def test_an_alarm_names_its_reasons(packages, clock, data, tmp_path):
     desk = make_desk(tmp_path, packages[:1], clock=clock, hybrid="model", serving=Serving(reasons=4))
     highest = int(data.telemetry["hub_jobs"].iloc[200:].where(data.telemetry["hub_jobs"] <= 280).idxmax())
     package = desk.line("HUB1").packages["live"]
-    object.__setattr__(package, "alarm", type(package.alarm)(150.0, 0.0, 1.0))
+    package.alarms = {"": AlarmPolicy(150.0, 0.0, 1.0)}
     answer = desk.predict(window_at(data.telemetry, highest))
     assert answer.alarm.on and answer.alarm.by == "model" and answer.alarm.score >= 150
     assert 1 <= len(answer.alarm.reasons) <= 4 and all(r.feature in package.engine.features for r in answer.alarm.reasons)
