@@ -699,7 +699,7 @@ def wilson(
     middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return max((middle - half) / (1 + z * z / n), 0.0), min((middle + half) / (1 + z * z / n), 1.0)
 
-# %% ../nbs/lib/09_evaluate.ipynb #6fddd0bc
+# %% ../nbs/lib/09_evaluate.ipynb #85601ee5
 def alarms_at_budgets(
     score: pd.Series,  # of the minutes to judge
     telemetry: pd.DataFrame | pd.Series,  # levels of the same period or a longer one
@@ -710,7 +710,7 @@ def alarms_at_budgets(
     widths: Sequence[float] = (0.0,),  # hystereses to try
 ) -> pd.DataFrame:  # budget, chosen_on, threshold, hysteresis, recall with interval, timely, leads, false_per_day, and valid_… of the choice
     "Recall and lead time at budgets of false episodes a day."
-    valid = telemetry if valid_telemetry is None else valid_telemetry
+    valid = telemetry if valid_score is None or valid_telemetry is None else valid_telemetry
     chosen_on = "hindsight" if valid_score is None else "validation"
     curve = alarm_curve(score if valid_score is None else valid_score, valid, site, widths=widths)
     case, rows = _case(score, telemetry, site), []

@@ -17,6 +17,7 @@ from amhs.evaluate import (
     alarm_curve,
     alarm_outcome,
     alarm_score,
+    alarm_tables,
     alarms_at_budgets,
     average_precision,
     choose_threshold,
@@ -260,6 +261,20 @@ def test_the_threshold_is_chosen_on_validation_alone(world):
     assert chosen[0]["threshold"].tolist() == chosen[1]["threshold"].tolist()
     assert set(chosen[0]["chosen_on"]) == {"validation"}
     assert set(alarms_at_budgets(alarm_score(guess(test, 2), site), telemetry, site)["chosen_on"]) == {"hindsight"}
+
+
+def test_hindsight_chooses_on_the_minutes_it_judges(world):
+    """Also where validation minutes have telemetry of their own: no threshold does better within the budget."""
+    site, telemetry, valid, test = world
+    both = [guess(part, 20) for part in (valid, test)]
+    cut = test.index.get_level_values("timestamp").min()
+    before, after = telemetry[telemetry["timestamp"] < cut], telemetry[telemetry["timestamp"] >= cut]
+    scores = [{"model": alarm_score(f, site)} for f in both]
+    alarms = alarm_tables(scores[1], after, site, scores[0], before)["alarms"].set_index("chosen_on")
+    best, chosen = alarms.loc["hindsight"], alarms.loc["validation"]
+    kept = chosen[chosen["false_per_day"].to_numpy() <= chosen["budget"].to_numpy()]
+    assert (best["recall"] > 0).all() and (best["false_per_day"] <= best["budget"]).all() and (best["valid_recall"] == best["recall"]).all()
+    assert (best.set_index("budget")["timely"].loc[kept["budget"]].to_numpy() >= kept["timely"].to_numpy()).all()
 
 
 def test_the_chosen_threshold_keeps_the_budget_and_catches_most(world):
