@@ -1543,6 +1543,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                            'amhs.plan._between': ('lib/plan.html#_between', 'amhs/plan.py'),
                            'amhs.plan._checked_sources': ('lib/plan.html#_checked_sources', 'amhs/plan.py'),
                            'amhs.plan._decided': ('lib/plan.html#_decided', 'amhs/plan.py'),
+                           'amhs.plan._differing': ('lib/plan.html#_differing', 'amhs/plan.py'),
                            'amhs.plan._earlier': ('lib/plan.html#_earlier', 'amhs/plan.py'),
                            'amhs.plan._full_name': ('lib/plan.html#_full_name', 'amhs/plan.py'),
                            'amhs.plan._nearest_result': ('lib/plan.html#_nearest_result', 'amhs/plan.py'),

@@ -122,6 +122,13 @@ def test_a_failing_cell_exits_1_with_a_short_report(toy):
     assert "Notebook: runs/second/02_poc/notebook.html" in report and "Traceback" not in done.stderr
 
 
+def test_a_cell_that_took_too_long_is_all_that_is_said(toy):
+    write_stage(toy[0], "poc", "import time; time.sleep(99)")
+    done = amhs(toy[0], "run", "develop", "--from", "poc", "--to", "poc", "--cell-timeout", "1")
+    assert done.returncode == 1 and "timed out" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("Report: "), "nothing of what was given up complains afterwards"
+
+
 def test_a_failed_gate_exits_3(toy):
     write_stage(toy[0], "poc", "run.gate('signal', 0, 1)")
     done = amhs(toy[0], "run", "develop", "--from", "poc", "--to", "poc")
