@@ -54,7 +54,7 @@ def main() -> None:
         print(f"amhs: {e}", file=sys.stderr)
         sys.exit(e.exit_code)
 
-# %% ../nbs/lib/25_cli.ipynb #676f1812
+# %% ../nbs/lib/25_cli.ipynb #6f9f0279
 def show_table(
     rows: Iterable[dict[str, Any]],  # all with the same keys
     title: str = "",  # above the table
@@ -65,7 +65,8 @@ def show_table(
     from rich.table import Table
     from rich.text import Text
 
-    rows, table = list(rows), Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False)
+    rows, table = list(rows), Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False,
+                                     collapse_padding=True)
     for name in rows[0] if rows else ():
         table.add_column(name, overflow="fold", no_wrap=not any(" " in str(row[name]) for row in rows))
     for row in rows:
@@ -425,7 +426,7 @@ def _print_json(value: Any) -> None:
 
     print(json.dumps(value, indent=2, ensure_ascii=False))
 
-# %% ../nbs/lib/25_cli.ipynb #cce053e2
+# %% ../nbs/lib/25_cli.ipynb #aacb8f2f
 @runs_app.command("ls")
 def runs_ls(
     as_json: Annotated[bool, _JSON] = False,  # their records as they are
@@ -442,7 +443,7 @@ def runs_ls(
     if not records:
         print("No runs yet; start one with `amhs run develop`.")
         return
-    show_table({"began": r["started"][:16].replace("T", " "), "run": r["run_id"], "pipeline": r["pipeline"], "profile": r["profile"],
+    show_table({"began": r["started"][:16].replace("T", " "), "run": r["run_id"], "pipeline": f"{r['pipeline']} {r['profile']}",
                 "status": r["status"], "took": spent(r["duration_s"]), "verdict": r["verdict"]} for r in records)
 
 # %% ../nbs/lib/25_cli.ipynb #b14c1058
