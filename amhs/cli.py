@@ -54,7 +54,7 @@ def main() -> None:
         print(f"amhs: {e}", file=sys.stderr)
         sys.exit(e.exit_code)
 
-# %% ../nbs/lib/25_cli.ipynb #d23821ad
+# %% ../nbs/lib/25_cli.ipynb #6f9f0279
 def show_table(
     rows: Iterable[dict[str, Any]],  # all with the same keys
     title: str = "",  # above the table
@@ -65,11 +65,16 @@ def show_table(
     from rich.table import Table
     from rich.text import Text
 
-    rows = list(rows)
-    table = Table(*(rows[0] if rows else ()), title=title or None, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False)
+    rows, table = list(rows), Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False,
+                                     collapse_padding=True)
+    for name in rows[0] if rows else ():
+        table.add_column(name, overflow="fold", no_wrap=not any(" " in str(row[name]) for row in rows))
     for row in rows:
         table.add_row(*(Text(str(v)) for v in row.values()))
-    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 500, force_jupyter=False).print(table)
+    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 500, force_jupyter=False)
+    with console.capture() as drawn:
+        console.print(table)
+    print(*(line.rstrip() for line in drawn.get().splitlines()), sep="\n")
 
 # %% ../nbs/lib/25_cli.ipynb #e8d5b271
 def parse_assignments(
@@ -93,13 +98,13 @@ def complete_run(
 
     return [run.name for run in list_runs() if run.name.startswith(incomplete)]
 
-# %% ../nbs/lib/25_cli.ipynb #28c23b7c
+# %% ../nbs/lib/25_cli.ipynb #8adb857f
 _SETS = typer.Option("--set", metavar="STAGE.NAME=VALUE", help="Override a parameter; may be repeated. Also -p STAGE.NAME VALUE.")
 _FILE = typer.Option("--file", "-f", help="YAML file of overrides: `stage: {name: value}` or `stage.name: value`.")
 _FIRST = typer.Option("--from", help="First stage; earlier ones come from the newest good run.")
 _RESUME = typer.Option("--resume", metavar="RUN_ID", autocompletion=complete_run, help="Go on in this run, from the stage that did not end well.")
 _PLAN = typer.Option("--plan", help="Only say what would run or be skipped, and why.")
-_JSON = typer.Option("--json", help="With --plan: as JSON.")
+_AS_JSON = typer.Option("--json", help="With --plan: as JSON.")
 _GRID = typer.Option("--grid", metavar="NAME=A,B", help="A run for each value; repeated: for each combination.")
 _JOBS = typer.Option("--jobs", min=1, help="Stages, or runs of a grid, at the same time.")
 _ISOLATED = typer.Option("--isolated", help="Start every kernel by itself instead of forking it from a warm one.")
@@ -118,7 +123,7 @@ def _speak(lang: str | None, resume: str | None) -> None:
     if lang:
         os.environ["AMHS_LANG"] = lang
 
-# %% ../nbs/lib/25_cli.ipynb #38f648cd
+# %% ../nbs/lib/25_cli.ipynb #151b1e7d
 @app.command()
 def run(
     pipeline: Annotated[str, typer.Argument(help="Which pipeline: develop, retrain or operate.")] = "develop",  # a name in PIPELINES
@@ -131,7 +136,7 @@ def run(
     run_id: Annotated[str | None, typer.Option("--run-id", help="Name of the new run.")] = None,  # None: from clock and profile
     force: Annotated[bool, typer.Option("--force", help="Run every stage, changed or not.")] = False,  # nothing is skipped
     plan: Annotated[bool, _PLAN] = False,  # starts no kernel
-    as_json: Annotated[bool, _JSON] = False,  # for programs
+    as_json: Annotated[bool, _AS_JSON] = False,  # for programs
     grid: Annotated[list[str] | None, _GRID] = None,  # "stage.name=A,B" or "name=A,B" each
     jobs: Annotated[int, _JOBS] = 1,  # each with a kernel of its own
     isolated: Annotated[bool, _ISOLATED] = False,  # slower; nothing shared
@@ -140,12 +145,13 @@ def run(
     lang: Annotated[str | None, _LANG] = None,  # None: that of the settings, or of the run gone on with
 ) -> None:
     "Run what has changed of a pipeline, and leave its report in runs/."
+    _check_together(resume, run_id, grid, plan, as_json)
     _speak(lang, resume)
     from amhs.plan import plan_run
 
     asked = _asked(resume, pipeline, profile, _overrides(file, sets), first, last) | {"forced": force}
     if plan:
-        _show_plan(plan_run(**asked), as_json)
+        _show_plans(asked, parse_assignments(grid or ()), as_json) if grid else _show_plan(plan_run(**asked), as_json)
         return
     result = _carried_out(asked, run_id, parse_assignments(grid or ()), _manner(jobs, isolated, timeout_s, memory_mb))
     for one in result.results if grid else [result]:
@@ -153,6 +159,17 @@ def run(
     if pipeline == "develop" and not (resume or run_id or force or grid):
         _remember(papermill_habits(sys.argv[1:]), result, [file] if file else [])
     _end_run((_grid_text if grid else _run_text)(result), result.exit_code)
+
+# %% ../nbs/lib/25_cli.ipynb #f6ba244d
+def _check_together(resume: str | None, run_id: str | None, grid: list[str] | None, plan: bool, as_json: bool) -> None:
+    "Refuse options that mean nothing together."
+    if as_json and not plan:
+        raise ParameterError("--json says a plan to programs", fix="add --plan; what a run did, `amhs runs show RUN_ID --json` says")
+    if resume and (run_id or grid):
+        raise ParameterError(f"--resume goes on in a run that has its name; {'--run-id' if run_id else '--grid'} makes new ones", fix="leave one of them out")
+    names = [g.partition("=")[0].strip() for g in grid or ()]
+    if twice := [n for n in names if names.count(n) > 1]:
+        raise ParameterError("a grid has each parameter once", got=twice[0], fix=f"for example --grid {twice[0]}=A,B,C")
 
 # %% ../nbs/lib/25_cli.ipynb #01a1f92a
 def _overrides(file: Path | None, sets: list[str] | None) -> dict[str, Any]:
@@ -245,17 +262,20 @@ def _end_run(text: str, code: int) -> None:
     print(text, file=sys.stderr if code in (1, 130) else sys.stdout)
     raise typer.Exit(code)
 
-# %% ../nbs/lib/25_cli.ipynb #d7493a72
+# %% ../nbs/lib/25_cli.ipynb #6501458e
+def _plan_facts(plan: Any) -> dict[str, Any]:
+    "A plan for programs."
+    rows = [{"stage": s.stage.name, "action": s.action, "why": s.why, "source": s.source,
+             "parameters": s.params.model_dump(mode="json"), "overridden": s.overridden} for s in plan.steps]
+    return {"pipeline": plan.pipeline, "profile": plan.profile, "sources": plan.sources, "stages": rows}
+
+# %% ../nbs/lib/25_cli.ipynb #e8633bf6
 def _show_plan(plan: Any, as_json: bool) -> None:
     "Print what a run would do."
-    import json
-
     from amhs.plan import plan_table
 
     if as_json:
-        rows = [{"stage": s.stage.name, "action": s.action, "why": s.why, "source": s.source,
-                 "parameters": s.params.model_dump(mode="json"), "overridden": s.overridden} for s in plan.steps]
-        print(json.dumps({"pipeline": plan.pipeline, "profile": plan.profile, "sources": plan.sources, "stages": rows}, indent=2))
+        _print_json(_plan_facts(plan))
         return
     show_table(plan_table(plan), f"{plan.pipeline}, profile {plan.profile}")
     for stage, source in plan.sources.items():
@@ -263,6 +283,19 @@ def _show_plan(plan: Any, as_json: bool) -> None:
     changed = {(s.stage.name, n): o for s in plan.steps for n, o in s.overridden.items()}
     values = [(s.stage.name, n, v) for s in plan.steps for n, v in s.params.model_dump(mode="json").items()]
     show_table([{"parameter": f"{s}.{n}", "value": v, "set by": changed.get((s, n), {}).get("from", "")} for s, n, v in values])
+
+# %% ../nbs/lib/25_cli.ipynb #292ba5ca
+def _show_plans(asked: dict[str, Any], grid: dict[str, str], as_json: bool) -> None:
+    "Print what each run of a grid would do."
+    from amhs.plan import grid_sets, plan_run, plan_table
+
+    sets = grid_sets(grid, asked["pipeline"])
+    plans = [plan_run(**{**asked, "sets": {**asked["sets"], **one}}) for one in sets]
+    if as_json:
+        _print_json([{"grid": one, **_plan_facts(plan)} for one, plan in zip(sets, plans, strict=True)])
+        return
+    for i, (one, plan) in enumerate(zip(sets, plans, strict=True), 1):
+        show_table(plan_table(plan), f"run {i} of {len(plans)}: " + ", ".join(f"{n}={v}" for n, v in one.items()))
 
 # %% ../nbs/lib/25_cli.ipynb #a236ac66
 @app.command()
@@ -319,7 +352,17 @@ def stages() -> None:
 
     show_table(stage_rows())
 
-# %% ../nbs/lib/25_cli.ipynb #3c869b87
+# %% ../nbs/lib/25_cli.ipynb #f2d12a52
+def _settle_killed() -> None:
+    "Put runs in order whose runner was killed; where this user may only read, leave them."
+    import contextlib
+
+    from amhs.runs import recover
+
+    with contextlib.suppress(OSError):
+        recover()
+
+# %% ../nbs/lib/25_cli.ipynb #3db12c1d
 @app.command()
 def report(
     run_id: Annotated[str | None, typer.Argument(help="A run's id or its beginning; none: the newest.")] = None,  # of `runs/`
@@ -329,6 +372,7 @@ def report(
     from amhs.plan import find_run
     from amhs.runs import short_path
 
+    _settle_killed()
     run = find_run(run_id)
     record = read_json(run / "run.json")
     print(f"{run.name}: {record['status']}. {record['verdict']}\nReport: {short_path(run / 'index.html')}")
@@ -382,7 +426,7 @@ def _print_json(value: Any) -> None:
 
     print(json.dumps(value, indent=2, ensure_ascii=False))
 
-# %% ../nbs/lib/25_cli.ipynb #134e0ba5
+# %% ../nbs/lib/25_cli.ipynb #aacb8f2f
 @runs_app.command("ls")
 def runs_ls(
     as_json: Annotated[bool, _JSON] = False,  # their records as they are
@@ -391,6 +435,7 @@ def runs_ls(
     from amhs.config import settings
     from amhs.reports import run_records, spent
 
+    _settle_killed()
     records = run_records(settings().runs)
     if as_json:
         _print_json(records)
@@ -398,10 +443,10 @@ def runs_ls(
     if not records:
         print("No runs yet; start one with `amhs run develop`.")
         return
-    show_table({"began": r["started"][:16].replace("T", " "), "run": r["run_id"], "pipeline": r["pipeline"], "profile": r["profile"],
+    show_table({"began": r["started"][:16].replace("T", " "), "run": r["run_id"], "pipeline": f"{r['pipeline']} {r['profile']}",
                 "status": r["status"], "took": spent(r["duration_s"]), "verdict": r["verdict"]} for r in records)
 
-# %% ../nbs/lib/25_cli.ipynb #2fd2e5fe
+# %% ../nbs/lib/25_cli.ipynb #b14c1058
 @runs_app.command("show")
 def runs_show(
     run_id: Annotated[str, _RUN],  # of `runs/`
@@ -413,6 +458,7 @@ def runs_show(
     from amhs.reports import spent
     from amhs.runs import short_path
 
+    _settle_killed()
     facts = run_facts(run := find_run(run_id))
     if as_json:
         _print_json(facts)

@@ -95,18 +95,33 @@ class Cell:
     text: str = ""  # what it printed or showed as text
     figures: tuple[str, ...] = ()  # PNG, base64
 
-# %% ../nbs/lib/22_compare.ipynb #4e66749c
+# %% ../nbs/lib/22_compare.ipynb #05f1c963
 _NOISE = re.compile(r"\x1b\[[0-9;]*m|(?<=0x)[0-9a-f]{6,}")
 _TAGS = re.compile(r"<(style|script).*?</\1>|<[^>]+>", re.DOTALL)
+_ROW, _ENTRY = re.compile(r"<tr\b.*?</tr>", re.DOTALL), re.compile(r"<t[hd]\b[^>]*>(.*?)</t[hd]>", re.DOTALL)
 
-# %% ../nbs/lib/22_compare.ipynb #7fc7dbff
+# %% ../nbs/lib/22_compare.ipynb #3587e869
+def _words(markup: str) -> str:
+    "The words of HTML."
+    return html.unescape(_TAGS.sub(" ", markup))
+
+# %% ../nbs/lib/22_compare.ipynb #281434f4
+def _table_text(markup: str) -> str:
+    "A table of HTML as lines, its columns below each other."
+    rows = [[" ".join(_words(c).split()) for c in _ENTRY.findall(row)] for row in _ROW.findall(markup)]
+    widths = [max(map(len, column)) for column in itertools.zip_longest(*rows, fillvalue="")]
+    return "\n".join("  ".join(c.rjust(w) for c, w in zip(row, widths, strict=False)).rstrip() for row in rows)
+
+# %% ../nbs/lib/22_compare.ipynb #244377bb
 def _said(output: Mapping) -> str:
-    "The text of an output; of HTML without a text of its own, its words."
+    "The text of an output; of a table its rows, of other HTML without a text of its own its words."
     if output["output_type"] == "error":
         return f"{output['ename']}: {output['evalue']}"
     data = output.get("data", {"text/plain": output.get("text", "")})
-    text = "".join(data.get("text/markdown") or data.get("text/plain", ""))
-    return html.unescape(_TAGS.sub(" ", "".join(data["text/html"]))) if text.startswith("<") and "text/html" in data else text
+    text, markup = ("".join(data.get(kind, "")) for kind in ("text/plain", "text/html"))
+    if "<table" in markup:
+        return _table_text(markup)
+    return "".join(data.get("text/markdown", "")) or (_words(markup) if text.startswith("<") and markup else text)
 
 # %% ../nbs/lib/22_compare.ipynb #d2f7d4c2
 def _cell(cell: Mapping) -> Cell:
@@ -161,13 +176,14 @@ def _documents(side: Side, stage: str, langs: Iterable[str]) -> dict[str, Cell]:
     return {f"{written['title']} ({lang})": _document(home, f"{folder}/{page}", own)
             for written in manifest["documents"].values() for lang, page in written["pages"].items() if lang in langs}
 
-# %% ../nbs/lib/22_compare.ipynb #b8ebde2c
+# %% ../nbs/lib/22_compare.ipynb #b2f095ba
 def _document(home: Path, page: str, own: Mapping[str, str]) -> Cell:
     "A document as a cell: its text without what is its run's own, and its figures."
     text = (home / Path(page).name).with_suffix(".md").read_text(encoding="utf-8")
     for said, instead in own.items():
         text = text.replace(said, instead)
-    figures = (home / name for name in re.findall(r"\]\(([\w.-]+\.png)\)", text))
+    figures = [home / name for name in re.findall(r"\]\(([\w.-]+\.png)\)", text)]
+    text = text.replace(f"]({Path(page).stem}-", "](")
     return Cell(page, text, figures=tuple(base64.b64encode(f.read_bytes()).decode() for f in figures))
 
 # %% ../nbs/lib/22_compare.ipynb #19a46b9c
@@ -328,15 +344,20 @@ def _stage_words(found: Comparison, stage: str) -> str:
         return f"{manifest['status']}, {spent(manifest['duration_s'])}" + (f", from run {home}" if home != side.run.name else "")
     return " → ".join(words(s) for s in (found.a, found.b))
 
-# %% ../nbs/lib/22_compare.ipynb #96e1e5c6
+# %% ../nbs/lib/22_compare.ipynb #bc8661ff
+def _begins(cell: Cell) -> str:
+    "The first line of a cell."
+    return (cell.source.strip().splitlines() or ["(empty)"])[0][:100]
+
+# %% ../nbs/lib/22_compare.ipynb #529bae40
 def _stage_section(found: Comparison, stage: str) -> str:
     "The cells of a stage that differ, then how many do not."
     cells, other, row = found.cells[stage], differing_cells(found.cells[stage]), find_stage(stage)
     title = f"{row.number} {html.escape(row.title)} {tag('small', html.escape(row.title_ko))}"
     said = tag("p", f"{len(other)} of {len(cells)} cells differ · ", html.escape(_stage_words(found, stage)), " · ",
                _notebook_links(found, stage), class_="soft")
-    blocks = [_cell_html(i, *cells[i], _notebook_links(found, stage, cells[i])) for i in other]
-    alike = [(i, (b.source.splitlines() or [""])[0][:100]) for i, (_, b) in cells.items() if i not in other]
+    blocks = [_cell_html(_begins(cells[i][1] or cells[i][0]), *cells[i], _notebook_links(found, stage, cells[i])) for i in other]
+    alike = [(i, _begins(b)) for i, (_, b) in cells.items() if i not in other]
     rest = folded(f"{len(alike)} cells the same", ("cell", "begins with"), alike)
     return tag("section", tag("h2", title), said, *blocks, rest, id=stage)
 

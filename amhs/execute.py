@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Limits', 'Watch', 'cell_error', 'completed', 'secrets_of', 'close_stage', 'write_page', 'run_stage']
 
-# %% ../nbs/lib/23_execute.ipynb #253e858f
-import contextlib, json, logging, math, os, re, shutil, signal, subprocess, tempfile, threading, time
+# %% ../nbs/lib/23_execute.ipynb #7ea3c615
+import asyncio, contextlib, json, logging, math, os, re, shutil, signal, subprocess, tempfile, threading, time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -321,14 +321,19 @@ def _engine() -> type:
 
     return Engine
 
-# %% ../nbs/lib/23_execute.ipynb #53f0f7a6
+# %% ../nbs/lib/23_execute.ipynb #0328288c
 def _close_loop() -> None:
-    "Close the event loop the client ran in; left to the interpreter's end, it complains that its sockets are gone."
+    "End what still waits in the event loop the client ran in, and close it; left to the interpreter's end, both complain."
     from jupyter_core.utils import ensure_event_loop
 
     loop = ensure_event_loop()
-    if not loop.is_running():
-        loop.close()
+    if loop.is_running():
+        return
+    if waiting := asyncio.all_tasks(loop):  # for output of a cell that was given up
+        for task in waiting:
+            task.cancel()
+        loop.run_until_complete(asyncio.wait(waiting))
+    loop.close()
 
 # %% ../nbs/lib/23_execute.ipynb #a87a916c
 def _parametrised(notebook: str, params: dict) -> Any:

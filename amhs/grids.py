@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['GridResult', 'grid_page', 'run_grid']
 
-# %% ../nbs/lib/24_grids.ipynb #83667852
-import html
+# %% ../nbs/lib/24_grids.ipynb #52a922b5
+import html, sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
@@ -59,7 +59,7 @@ def _headline(result: RunResult) -> dict[str, Any]:
     "Headline metrics of a run."
     return {f"{m['stage']} {n}".replace("_", " "): x["value"] for m in result.manifests for n, x in m["metrics"].items() if x["headline"]}
 
-# %% ../nbs/lib/24_grids.ipynb #8a53050b
+# %% ../nbs/lib/24_grids.ipynb #e7ed1b93
 def grid_page(
     grid: GridResult,  # a grid of runs
 ) -> str:  # HTML
@@ -68,11 +68,16 @@ def grid_page(
     varied, metrics = list(grid.combinations[0]), list(dict.fromkeys(n for found in numbers for n in found))
     rows = [[link(f"../{r.run_id}/index.html", r.run_id), *(shown(c[v]) for v in varied), badge(r.status), *(shown(found.get(m)) for m in metrics)]
             for c, r, found in zip(grid.combinations, grid.results, numbers, strict=False)]
-    body = [tag("p", "grid", class_="soft"), tag("h1", html.escape(grid.folder.name)), tag("p", html.escape(grid.verdict)),
-            html_table(["run", *map(html.escape, varied), "status", *map(html.escape, metrics)], rows)]
+    body = [tag("p", link("../index.html", "all runs"), " · grid", class_="soft"), tag("h1", html.escape(grid.folder.name)),
+            tag("p", html.escape(grid.verdict)), html_table(["run", *map(html.escape, varied), "status", *map(html.escape, metrics)], rows)]
     return page(f"grid {grid.folder.name}", "\n".join(body), "main { max-width: 90rem }")
 
-# %% ../nbs/lib/24_grids.ipynb #3d9c4c9d
+# %% ../nbs/lib/24_grids.ipynb #24fd20aa
+def _reporter(name: str) -> Reporter:
+    "Plain lines that begin with a run's name."
+    return Reporter(lambda line: print(f"{name}: {line}", file=sys.stderr, flush=True))
+
+# %% ../nbs/lib/24_grids.ipynb #6cd16666
 def run_grid(
     grid: Mapping[str, Any],  # "stage.name" or "name" -> values, or text "10,25"
     asked: Mapping[str, Any],  # arguments of `plan_run` that all runs share
@@ -86,9 +91,10 @@ def run_grid(
         plan_run(**one)
     folder = new_run(settings().runs, "grid", manner.clock)
     with warm_worker(manner) as warm, ThreadPoolExecutor(manner.jobs) as pool:
-        one_job = replace(manner, jobs=1, show=manner.show or Reporter())
-        names = [f"{run_id or folder.name}-{i}" for i in range(1, len(everything) + 1)]
-        working = [pool.submit(run_pipeline, **one, run_id=name, manner=one_job, warm=warm) for one, name in zip(everything, names, strict=True)]
+        def begun(name, one):
+            own = replace(manner, jobs=1, show=manner.show or _reporter(name))
+            return pool.submit(run_pipeline, **one, run_id=name, manner=own, warm=warm)
+        working = [begun(f"{run_id or folder.name}-{i}", one) for i, one in enumerate(everything, 1)]
         try:
             wait(working)
         except KeyboardInterrupt:

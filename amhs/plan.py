@@ -261,13 +261,20 @@ def _checked_sources(needed: list[Stage], within: str | None, earlier: list[Stag
         verified_outputs(runs / sources[stage.name], stage)
     return sources
 
-# %% ../nbs/lib/21_plan.ipynb #7f70358d
+# %% ../nbs/lib/21_plan.ipynb #f62b4b3f
+def _differing(step: Step) -> str:
+    "Parameters that differ from the defaults, by who set them."
+    found: dict[str, list[str]] = {}
+    for name, other in step.overridden.items():
+        found.setdefault(other["from"], []).append(f"{name}={other['value']}")
+    return "; ".join(f"{who}: {', '.join(values)}" for who, values in found.items()) or "–"
+
+# %% ../nbs/lib/21_plan.ipynb #af834cd9
 def plan_table(
     plan: Plan,  # from `plan_run`
 ) -> list[dict]:  # per stage: #, stage, action, why, parameters that differ from the defaults
     "A plan as rows for people."
-    def changed(step): return ", ".join(f"{n}={o['value']} ({o['from']})" for n, o in step.overridden.items())
-    return [{"#": s.stage.number, "stage": s.stage.name, "action": s.action, "why": reasons(s), "differs from params/": changed(s) or "–"}
+    return [{"#": s.stage.number, "stage": s.stage.name, "action": s.action, "why": reasons(s), "differs from params/": _differing(s)}
             for s in plan.steps]
 
 # %% ../nbs/lib/21_plan.ipynb #1bc69198

@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -121,6 +122,13 @@ def test_a_failing_cell_exits_1_with_a_short_report(toy):
     assert "Notebook: runs/second/02_poc/notebook.html" in report and "Traceback" not in done.stderr
 
 
+def test_a_cell_that_took_too_long_is_all_that_is_said(toy):
+    write_stage(toy[0], "poc", "import time; time.sleep(99)")
+    done = amhs(toy[0], "run", "develop", "--from", "poc", "--to", "poc", "--cell-timeout", "1")
+    assert done.returncode == 1 and "timed out" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("Report: "), "nothing of what was given up complains afterwards"
+
+
 def test_a_failed_gate_exits_3(toy):
     write_stage(toy[0], "poc", "run.gate('signal', 0, 1)")
     done = amhs(toy[0], "run", "develop", "--from", "poc", "--to", "poc")
@@ -135,6 +143,10 @@ def test_a_failed_gate_exits_3(toy):
     (["--profile", "dmeo"], "no such profile"),
     (["--from", "traim"], "use one of train"),
     (["--resume", "nothing"], "no such run"),
+    (["--json"], "add --plan"),
+    (["--resume", "first", "--run-id", "second"], "leave one of them out"),
+    (["--resume", "first", "--grid", "poc.trees=3,4"], "leave one of them out"),
+    (["--grid", "poc.trees=3", "--grid", "poc.trees=4"], "each parameter once"),
 ])
 def test_bad_words_exit_2_with_one_message_and_no_traceback(toy, args, said):
     before = sorted(toy[0].glob("runs/*"))
@@ -172,6 +184,39 @@ def test_a_grid_by_command(toy):
     root, _ = toy
     done = amhs(root, "run", "develop", "--to", "business", "--grid", "line=A,B", "--isolated")
     assert done.returncode == 0 and done.stdout.startswith("2 of 2 runs: 2 finished. 2 stages executed."), done.stdout + done.stderr
+
+
+    names = {line.split(":")[0][-2:] for line in done.stderr.splitlines() if ": cell" in line}
+    assert names == {"-1", "-2"}, "each line of progress names its run"
+
+
+def test_the_plan_of_a_grid_is_one_for_each_run(toy):
+    asked = ("run", "develop", "--to", "poc", "--grid", "line=A,C", "--grid", "poc.trees=31,32", "--plan")
+    told = json.loads(amhs(toy[0], *asked, "--json").stdout)
+    assert [t["grid"] for t in told] == [{"business.line": x, "poc.trees": n} for x in "AC" for n in (31, 32)]
+    assert [t["stages"][0]["parameters"]["line"] for t in told] == ["A", "A", "C", "C"]
+    said = amhs(toy[0], *asked).stdout
+    assert "run 4 of 4: business.line=C, poc.trees=32" in said and not re.search(" $", said, re.M)
+
+
+def test_a_table_keeps_ids_whole_where_the_terminal_is_narrow(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "60")
+    cli.show_table([{"run": "20260701-120000-smoke", "verdict": "All nine stages finished, every gate passed, nothing is owed to anyone."}])
+    out = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    assert "20260701-120000-smoke" in out and "…" not in out and max(map(len, out.splitlines())) <= 60
+
+
+@pytest.mark.parametrize("ask", [("runs", "ls"), ("runs", "show", "gone"), ("report", "gone")])
+def test_a_run_whose_runner_is_dead_does_not_say_it_runs(toy, ask):
+    run = toy[0] / "runs/gone"
+    run.mkdir(exist_ok=True)
+    (run / "run.json").write_text(json.dumps(json.loads((toy[0] / "runs/first/run.json").read_text()) | {"run_id": "gone", "status": "running"}))
+    try:
+        said = amhs(toy[0], *ask).stdout
+        assert "killed" in next(line for line in said.splitlines() if "gone" in line), said
+    finally:
+        shutil.rmtree(run)
 
 
 def test_plan_runs_nothing(toy):

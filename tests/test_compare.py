@@ -174,6 +174,33 @@ def test_a_table_that_only_html_can_say_is_compared_by_its_words(twins):
     assert "<mark>3</mark> jobs" in page and "<b>4 jobs" not in page
 
 
+def test_a_column_that_text_leaves_out_is_compared(twins):
+    "pandas writes `...` for the middle of a wide table; in its HTML it is there."
+    for run, number in zip(twins, ("7.25", "8.50"), strict=True):
+        table = f"<table><tr><th>model</th><th>mae</th><th>skill</th></tr><tr><th>hub</th><td>{number}</td><td>0.4</td></tr></table>"
+        data = {"text/plain": "model  ... skill\nhub    ...   0.4", "text/html": f"<style>td {{}}</style>{table}"}
+        out = {"output_type": "execute_result", "execution_count": 1, "metadata": {}, "data": data}
+        change_cells(run, lambda cells, out=out: [{**c, "outputs": [out]} if c["id"] == "extra" else c for c in cells])
+    found = compare.compare_runs(*twins)
+    assert compare.differing_cells(found.cells["data"]) == ["extra"]
+    page = compare.comparison_page(found)
+    assert "  hub  <mark>7</mark>.<mark>25</mark>    0.4" in page and "<h4>pass <a" in page, "told by the line it begins with"
+
+
+def test_the_language_a_run_speaks_first_is_no_difference_between_documents(twins):
+    "It only changes what files are called."
+    home, path = twins[1] / "04_data/documents", twins[1] / "04_data/manifest.json"
+    for file in sorted(home.glob("data_card[.-]*")):
+        if not file.name.startswith("data_card.ko"):
+            if file.suffix == ".md":
+                file.write_text(file.read_text().replace("](data_card-", "](data_card.en-"))
+            file.rename(home / file.name.replace("data_card", "data_card.en", 1))
+    manifest = read_json(path)
+    manifest["documents"]["data_card"]["pages"]["en"] = "data_card.en.html"
+    write_json(path, manifest)
+    assert not compare.differing_cells(compare.compare_runs(*twins).documents)
+
+
 def sides(table):
     "The two texts a side-by-side table shows, where it shows them whole."
     cells = [re.sub(r"</?mark>", "", c) for c in re.findall(r"<td[^>]*>(.*?)</td>", table, re.DOTALL)]
