@@ -521,18 +521,20 @@ def runs_export(
     made = export_run(run, out or Path.cwd() / f"{run.name}.zip", with_artefacts)
     print(f"Written: {short_path(made.resolve())} ({sized(made.stat().st_size)}); unpack it and open {run.name}/index.html")
 
-# %% ../nbs/lib/25_cli.ipynb #95b76782
+# %% ../nbs/lib/25_cli.ipynb #ee5ecf2e
 @runs_app.command("reproduce")
 def runs_reproduce(
     run_id: Annotated[str, _RUN],  # of `runs/`
     isolated: Annotated[bool, _ISOLATED] = False,  # slower; nothing shared
+    timeout_s: Annotated[float | None, _TIMEOUT] = None,  # None: for ever
+    memory_mb: Annotated[float | None, _MEMORY] = None,  # None: what the machine has
 ) -> None:
     "Execute a run again from its record; say what is the same to the bit, what differs, and why."
     from amhs.reproduce import reproduce, reproduction_text
 
-    found = reproduce(run_id, _manner(1, isolated, None, None))
+    found = reproduce(run_id, _manner(1, isolated, timeout_s, memory_mb))
     print(reproduction_text(found))
-    raise typer.Exit(0 if found.same else 3)
+    raise typer.Exit(130 if found.again.exit_code == 130 else 0 if found.same else 3)
 
 # %% ../nbs/lib/25_cli.ipynb #280e1db5
 for group in (deploy_app, keys_app, rules_app, alerts_app):

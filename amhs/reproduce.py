@@ -106,8 +106,11 @@ def reproduction_text(
     lines += [f"  {n}: its code, library, lock, inputs and outside files are as they were; the stage itself is not reproducible" for n in _restless(found)]
     return "\n".join([*lines, f"  Code: {found.code[0]} then, {found.code[1]} now."])
 
-# %% ../nbs/lib/24_reproduce.ipynb #3b00e8ff
+# %% ../nbs/lib/24_reproduce.ipynb #625680a5
+_ENDED = ("not run", "interrupted", "timed out", "out of memory", "killed", "dead kernel")  # by something outside the stage
+
 def _restless(found: Reproduction) -> list[str]:
     "Stages that came out differently though all they rest on is the same."
+    ended = {r["stage"] for r in found.rows if r["what"] == "status" and r["is"] in _ENDED}
     differ = list(dict.fromkeys(r["stage"] for r in found.rows if not r["same"]))
-    return [n for n in differ if not {n, *find_stage(n).inputs} & found.why.keys() and not {*find_stage(n).inputs} & {*differ}]
+    return [n for n in differ if n not in ended and not {n, *find_stage(n).inputs} & found.why.keys() and not {*find_stage(n).inputs} & {*differ}]

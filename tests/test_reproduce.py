@@ -89,3 +89,12 @@ def test_by_command(toy):
     assert done.returncode == 3 and "the code of nbs/stages/02_poc.ipynb changed" in done.stdout
     assert json.loads((toy / "runs/latest.json").read_text())["run_id"] in done.stdout
     assert stages.find_stage("poc").notebook in done.stdout
+
+
+def test_a_time_out_of_the_second_run_is_not_the_stages_nature(toy):
+    write_stage(toy, "poc", "import os, time\ntime.sleep(0 if os.environ.get('QUICK') else 60)")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QUICK", "1")
+        runs.run_pipeline(last="poc", run_id="quick", manner=QUIET)
+    done = amhs(toy, "runs", "reproduce", "quick", "--cell-timeout", "3")
+    assert done.returncode == 3 and "poc: status was finished, is timed out" in done.stdout and "not reproducible" not in done.stdout
