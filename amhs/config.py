@@ -397,7 +397,7 @@ class DevelopParams(StageParams):
     trees: Count  # at most, while searching
     sample_share: Share  # of the rows, evenly spaced, while searching
 
-# %% ../nbs/lib/01_config.ipynb #223e94c5
+# %% ../nbs/lib/01_config.ipynb #ce774482
 class TrainParams(StageParams):
     "06: train the chosen configuration, validate."
 
@@ -406,16 +406,18 @@ class TrainParams(StageParams):
     members: Annotated[tuple[Model, ...], Field(min_length=1)]  # of the challenger `ensemble`
     max_row_ms: float = Field(gt=0)  # allowed cost of one forecast, median
     trees: Count  # at most; early stopping may take fewer
+    rows: Count  # that a model learns from at most, evenly spaced; V8 and linear models take all
     early_stopping: Count  # rounds without gain on validation
     device: Literal["auto", "cpu", "cuda"]
     max_change_mae_ratio: float = Field(gt=0)  # validation MAE against persistence, worst horizon
 
-# %% ../nbs/lib/01_config.ipynb #c875e0ee
+# %% ../nbs/lib/01_config.ipynb #e0e9dffc
 class EvaluateParams(StageParams):
     "07: the final test, next to named baselines; confirm or refuse."
 
     baselines: tuple[Model, ...]  # on the same rows, in the same run
     baseline_trees: Count  # of the v8 baseline (250 is V8's own)
+    baseline_rows: int = Field(ge=0)  # it learns from at most, evenly spaced; 0: all, as V8 does
     bootstrap: Count  # resamples for the intervals
     explained_rows: Count  # rows the explanation is drawn from
     learnt_rules: int = Field(ge=0)  # rules learnt from the model, at most; 0: none is proposed

@@ -556,11 +556,13 @@ def planned(
     "A model with the hyper-parameters that stages 05 and 06 give it."
     return make_model(model, seed=params.seed, **_hyper(choice, params, model))
 
-# %% ../nbs/lib/11_develop.ipynb #82ac0f53
+# %% ../nbs/lib/11_develop.ipynb #bc7d43f1
 def _hyper(choice: Mapping, params: TrainParams, model: str) -> dict[str, Any]:
     "Hyper-parameters of stage 06 as far as a model has them, of an ensemble's members, and those that stage 05 chose."
-    known = type(make_model(model).hyper).model_fields
-    hyper = {name: getattr(params, name) for name in ("trees", "early_stopping", "device") if name in known}
+    own = make_model(model).hyper
+    hyper = {name: getattr(params, name) for name in ("trees", "early_stopping", "device") if hasattr(own, name)}
+    if getattr(own, "rows", 0):
+        hyper["rows"] = params.rows
     if model == "ensemble":
         hyper["members"] = {name: _hyper(choice, params, name) for name in params.members}
     return hyper | ({"feature_set": choice["feature_set"], **choice["hyper"]} if model == choice["model"] else {})
@@ -634,16 +636,16 @@ def failed_gates(
     failed = [{"name": g["name"], "why": g["why"], "back_to": g["reenter"] or "–"} for g in gates if not g["passed"]]
     return pd.DataFrame(failed, columns=["name", "why", "back_to"]).set_index("name")
 
-# %% ../nbs/lib/11_develop.ipynb #0f51091d
+# %% ../nbs/lib/11_develop.ipynb #369bb71f
 def with_baselines(
     data: Labelled,  # the labelled data set
     forecaster: Forecaster,  # under judgement
-    params: EvaluateParams,  # which baselines, trees of v8
+    params: EvaluateParams,  # which baselines, trees and rows of v8
 ) -> dict[str, Forecaster]:  # name -> fitted model; the one under judgement last, and renamed if a baseline has its name
     "The model under judgement and its baselines."
     models = {}
     for name in params.baselines:
-        hyper = {"trees": params.baseline_trees} if name == "v8" else {}
+        hyper = {"trees": params.baseline_trees, "rows": params.baseline_rows} if name == "v8" else {}
         models[name] = fitted(data, make_model(name, seed=params.seed, **hyper))
     own = f"{forecaster.name} (this)" if forecaster.name in models else forecaster.name
     return {**models, own: forecaster}
