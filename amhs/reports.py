@@ -217,9 +217,9 @@ def _ticks(seconds: float) -> list[int]:
     step = next((s for s in steps if seconds / s <= 5), 86400)
     return list(range(0, int(seconds) + 1, step))
 
-# %% ../nbs/lib/22_reports.ipynb #badf50f8
+# %% ../nbs/lib/22_reports.ipynb #a969bd93
 _FLOW_CSS = """
-.flow { display: block; font-size: 13px; margin: .4rem 0 }  .flow text { fill: var(--ink) }  .flow .faint { fill: var(--soft); font-size: 11.5px }
+.flow { display: block; font-size: 13px; margin: .4rem 0; max-width: 100%; min-width: 56rem; height: auto }  .flow text { fill: var(--ink) }  .flow .faint { fill: var(--soft); font-size: 11.5px }
 .flow .wire { fill: none; stroke: var(--soft); stroke-width: 1.2 }  .flow .tip { fill: var(--soft) }
 .flow .grid { stroke: var(--line) }  .flow .box { fill: var(--card); stroke: var(--tone); stroke-width: 1.6 }
 .flow .bar { fill: var(--tone) }  .flow a:hover .box { stroke-width: 2.6 }  .flow .name { font-weight: 600 }
@@ -329,7 +329,7 @@ def _numbers(found: Mapping[str, Mapping]) -> str:
                   tag("small", stage)) for stage, n, m in headline]
     return tag("div", *boxes, class_="numbers")
 
-# %% ../nbs/lib/22_reports.ipynb #7d195ac0
+# %% ../nbs/lib/22_reports.ipynb #f26fba86
 def _gate_row(manifest: Mapping, gate: tuple[str, ...]) -> tuple[str, ...]:
     "A gate as cells of the run's gates table."
     name, verdict, value, limit, why = map(html.escape, gate)
@@ -400,7 +400,7 @@ def run_records(
     found = [read_json(path) | {"run_id": path.parent.name} for path in Path(runs).glob("[!.]*/run.json")]
     return sorted(found, key=lambda r: datetime.fromisoformat(r["started"]), reverse=True)
 
-# %% ../nbs/lib/22_reports.ipynb #e517168e
+# %% ../nbs/lib/22_reports.ipynb #8f6b02a8
 _INDEX_CSS = """
 main { max-width: 84rem }  form { display: flex; flex-wrap: wrap; gap: .5rem .9rem; align-items: end; margin: 1rem 0; font-size: .9rem }
 form[hidden] { display: none }  label { color: var(--soft) }  form [data-count] { color: var(--soft); padding: .35rem 0 }
@@ -409,8 +409,8 @@ input, select { display: block; font: inherit; color: var(--ink); background: va
 th button { all: unset; cursor: pointer }  th button:focus-visible { outline: 2px solid var(--link) }
 th[aria-sort] button::after { content: " ↑" }  th[aria-sort=descending] button::after { content: " ↓" }
 th, td { padding: .34rem .5rem }  td.run { min-width: 9rem }  td.when, td.time { white-space: nowrap }  td.time { text-align: right }
-td.verdict { min-width: 13rem; max-width: 22rem }  td.headline { min-width: 15rem }
-.metric { display: inline-block; white-space: nowrap; margin-right: .9rem; color: var(--soft) }  .metric b { color: var(--ink); font-weight: 600 }
+td.verdict { min-width: 11rem; max-width: 20rem }  td.headline { min-width: 15rem }
+.metric { display: inline-block; white-space: nowrap; margin-right: .9rem; color: var(--soft); font-size: .88rem }  .metric b { color: var(--ink); font-weight: 600 }
 tbody tr:hover { background: var(--card) }
 @media (max-width: 40rem) { .scroll table, .scroll tbody { display: block; width: auto }  thead { display: none }
   tr { display: flex; flex-wrap: wrap; gap: .1rem .8rem; padding: .7rem 0; border-bottom: 1px solid var(--line) }  tr[hidden] { display: none }
@@ -469,13 +469,13 @@ def _where(record: Mapping) -> str:
     "Site and line of a run in a few words."
     return " ".join(filter(None, (Path(record.get("site", "")).stem, record.get("line", ""))))
 
-# %% ../nbs/lib/22_reports.ipynb #8b199e07
+# %% ../nbs/lib/22_reports.ipynb #fd0e6d27
 def _index_row(record: Mapping) -> str:
     "A run as a row of the list."
     r, began = record, datetime.fromisoformat(record["started"]).timestamp()
     cells = [tag("td", r["started"][:16].replace("T", " "), class_="when", **{"data-value": f"{began:.3f}"}),
              tag("td", link(f"{r['run_id']}/index.html", r["run_id"]), class_="run"),
-             *(tag("td", html.escape(text)) for text in (r["pipeline"], r["profile"])),
+             tag("td", f"{html.escape(r['pipeline'])}<br>{html.escape(r['profile'])}"),
              tag("td", badge(r["status"])), tag("td", html.escape(r["verdict"]), class_="verdict"), tag("td", html.escape(_where(r))),
              tag("td", *map(_metric, r.get("headline", ())), class_="headline"),
              tag("td", spent(r["duration_s"]), class_="time", **{"data-value": str(r["duration_s"])})]
@@ -505,14 +505,14 @@ def _beside(runs: Path) -> str:
     both = (("Comparisons", compared), ("Grids", grids))
     return "".join(tag("p", f"{name}: ", " · ".join(link(*one) for one in found)) for name, found in both if found)
 
-# %% ../nbs/lib/22_reports.ipynb #7c08f4a4
+# %% ../nbs/lib/22_reports.ipynb #5befd5c3
 def index_page(
     runs: Path | str,  # the folder of all runs
     only: Iterable[str] | None = None,  # ids to list; None: all runs, and the comparisons and grids made of them
 ) -> str:  # HTML that needs nothing else
     "The list of all runs, newest first."
     records = [r for r in run_records(runs) if only is None or r["run_id"] in only]
-    names = ("began", "run", "pipeline", "profile", "status", "verdict", "line", "headline", "took")
+    names = ("began", "run", "pipeline", "status", "verdict", "line", "headline", "took")
     heads = tag("tr", *(tag("th", tag("button", n, type="button")) for n in names))
     table = tag("table", tag("thead", heads), tag("tbody", *map(_index_row, records)))
     body = ["<h1>Runs</h1>", _filters(records), tag("div", table, class_="scroll"), _beside(Path(runs)) if only is None else "",
