@@ -123,11 +123,11 @@ def _speak(lang: str | None, resume: str | None) -> None:
     if lang:
         os.environ["AMHS_LANG"] = lang
 
-# %% ../nbs/lib/25_cli.ipynb #151b1e7d
+# %% ../nbs/lib/25_cli.ipynb #fd9cb8e2
 @app.command()
 def run(
     pipeline: Annotated[str, typer.Argument(help="Which pipeline: develop, retrain or operate.")] = "develop",  # a name in PIPELINES
-    profile: Annotated[str, typer.Option(help="How big: smoke, demo or full.")] = "demo",  # a name in params/profiles
+    profile: Annotated[str | None, typer.Option(metavar="NAME", help="How big: smoke, demo or full; none: demo.")] = None,  # a name in params/profiles
     sets: Annotated[list[str] | None, _SETS] = None,  # "stage.name=value" each
     first: Annotated[str | None, _FIRST] = None,  # a stage's name or number
     last: Annotated[str | None, typer.Option("--to", help="Last stage.")] = None,  # a stage's name or number
@@ -145,11 +145,11 @@ def run(
     lang: Annotated[str | None, _LANG] = None,  # None: that of the settings, or of the run gone on with
 ) -> None:
     "Run what has changed of a pipeline, and leave its report in runs/."
-    _check_together(resume, run_id, grid, plan, as_json)
+    _check_together(resume, {"--run-id": run_id, "--grid": grid, "--profile": profile}, grid, plan, as_json)
     _speak(lang, resume)
     from amhs.plan import plan_run
 
-    asked = _asked(resume, pipeline, profile, _overrides(file, sets), first, last) | {"forced": force}
+    asked = _asked(resume, pipeline, profile or "demo", _overrides(file, sets), first, last) | {"forced": force}
     if plan:
         _show_plans(asked, parse_assignments(grid or ()), as_json) if grid else _show_plan(plan_run(**asked), as_json)
         return
@@ -160,13 +160,13 @@ def run(
         _remember(papermill_habits(sys.argv[1:]), result, [file] if file else [])
     _end_run((_grid_text if grid else _run_text)(result), result.exit_code)
 
-# %% ../nbs/lib/25_cli.ipynb #f6ba244d
-def _check_together(resume: str | None, run_id: str | None, grid: list[str] | None, plan: bool, as_json: bool) -> None:
+# %% ../nbs/lib/25_cli.ipynb #4d21ea57
+def _check_together(resume: str | None, new: dict[str, Any], grid: list[str] | None, plan: bool, as_json: bool) -> None:
     "Refuse options that mean nothing together."
     if as_json and not plan:
         raise ParameterError("--json says a plan to programs", fix="add --plan; what a run did, `amhs runs show RUN_ID --json` says")
-    if resume and (run_id or grid):
-        raise ParameterError(f"--resume goes on in a run that has its name; {'--run-id' if run_id else '--grid'} makes new ones", fix="leave one of them out")
+    if resume and (given := [option for option, value in new.items() if value]):
+        raise ParameterError(f"--resume goes on in a run that has its name and profile; {given[0]} is for new ones", fix="leave one of them out")
     names = [g.partition("=")[0].strip() for g in grid or ()]
     if twice := [n for n in names if names.count(n) > 1]:
         raise ParameterError("a grid has each parameter once", got=twice[0], fix=f"for example --grid {twice[0]}=A,B,C")

@@ -5,22 +5,23 @@
 # %% auto #0
 __all__ = ['GridResult', 'grid_page', 'run_grid']
 
-# %% ../nbs/lib/24_grids.ipynb #52a922b5
+# %% ../nbs/lib/24_grids.ipynb #25092c79
 import html, sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from fastcore.basics import patch
 
 from .config import settings
-from .core import atomic_path, write_json
+from .core import ParameterError, atomic_path, write_json
 from .pages import badge, html_table, link, page, shown, tag
 from .plan import grid_sets, plan_run
 from .reports import write_index
-from .runs import Manner, Reporter, RunResult, end_kernels, run_pipeline, warm_worker
+from .runs import Manner, Reporter, RunResult, end_kernels, named_run, run_pipeline, warm_worker
 from .stages import new_run
 
 # %% ../nbs/lib/24_grids.ipynb #aba0335a
@@ -77,11 +78,19 @@ def _reporter(name: str) -> Reporter:
     "Plain lines that begin with a run's name."
     return Reporter(lambda line: print(f"{name}: {line}", file=sys.stderr, flush=True))
 
-# %% ../nbs/lib/24_grids.ipynb #6cd16666
+# %% ../nbs/lib/24_grids.ipynb #b45abade
+def _grid_folder(runs: Path, run_id: str | None, n: int, clock: Callable[[], datetime]) -> Path:
+    "A new folder for a grid of so many runs; none of their names may be taken."
+    taken = [name for name in (f"{run_id}-{i}" for i in range(1, n + 1)) if run_id and (runs / name).exists()]
+    if taken:
+        raise ParameterError("there is a run of this name already", got=taken[0], fix="take another name for the grid with --run-id")
+    return named_run(runs, run_id) if run_id else new_run(runs, "grid", clock)
+
+# %% ../nbs/lib/24_grids.ipynb #5ba7d697
 def run_grid(
     grid: Mapping[str, Any],  # "stage.name" or "name" -> values, or text "10,25"
     asked: Mapping[str, Any],  # arguments of `plan_run` that all runs share
-    run_id: str | None = None,  # beginning of the runs' names; None: made from clock and profile
+    run_id: str | None = None,  # name of the grid, and beginning of its runs' names; None: made from the clock
     manner: Manner | None = None,  # how runs are carried out, `jobs` of them at the same time; None: one after the other
 ) -> GridResult:  # results, and where the page is
     "Run a pipeline for every combination of values."
@@ -89,12 +98,12 @@ def run_grid(
     everything = [{**asked, "sets": {**(asked.get("sets") or {}), **c}} for c in combinations]
     for one in everything:
         plan_run(**one)
-    folder = new_run(settings().runs, "grid", manner.clock)
+    folder = _grid_folder(settings().runs, run_id, len(everything), manner.clock)
     with warm_worker(manner) as warm, ThreadPoolExecutor(manner.jobs) as pool:
         def begun(name, one):
             own = replace(manner, jobs=1, show=manner.show or _reporter(name))
             return pool.submit(run_pipeline, **one, run_id=name, manner=own, warm=warm)
-        working = [begun(f"{run_id or folder.name}-{i}", one) for i, one in enumerate(everything, 1)]
+        working = [begun(f"{folder.name}-{i}", one) for i, one in enumerate(everything, 1)]
         try:
             wait(working)
         except KeyboardInterrupt:

@@ -217,9 +217,10 @@ def _ticks(seconds: float) -> list[int]:
     step = next((s for s in steps if seconds / s <= 5), 86400)
     return list(range(0, int(seconds) + 1, step))
 
-# %% ../nbs/lib/22_reports.ipynb #a969bd93
+# %% ../nbs/lib/22_reports.ipynb #954a4c13
 _FLOW_CSS = """
-.flow { display: block; font-size: 13px; margin: .4rem 0; max-width: 100%; min-width: 56rem; height: auto }  .flow text { fill: var(--ink) }  .flow .faint { fill: var(--soft); font-size: 11.5px }
+.flow { display: block; font-size: 13px; margin: .4rem 0; max-width: 100%; min-width: 56rem; height: auto }
+.flow text { fill: var(--ink) }  .flow .faint { fill: var(--soft); font-size: 11.5px }
 .flow .wire { fill: none; stroke: var(--soft); stroke-width: 1.2 }  .flow .tip { fill: var(--soft) }
 .flow .grid { stroke: var(--line) }  .flow .box { fill: var(--card); stroke: var(--tone); stroke-width: 1.6 }
 .flow .bar { fill: var(--tone) }  .flow a:hover .box { stroke-width: 2.6 }  .flow .name { font-weight: 600 }
@@ -400,7 +401,7 @@ def run_records(
     found = [read_json(path) | {"run_id": path.parent.name} for path in Path(runs).glob("[!.]*/run.json")]
     return sorted(found, key=lambda r: datetime.fromisoformat(r["started"]), reverse=True)
 
-# %% ../nbs/lib/22_reports.ipynb #8f6b02a8
+# %% ../nbs/lib/22_reports.ipynb #f2f1d4d1
 _INDEX_CSS = """
 main { max-width: 84rem }  form { display: flex; flex-wrap: wrap; gap: .5rem .9rem; align-items: end; margin: 1rem 0; font-size: .9rem }
 form[hidden] { display: none }  label { color: var(--soft) }  form [data-count] { color: var(--soft); padding: .35rem 0 }
@@ -410,7 +411,8 @@ th button { all: unset; cursor: pointer }  th button:focus-visible { outline: 2p
 th[aria-sort] button::after { content: " ↑" }  th[aria-sort=descending] button::after { content: " ↓" }
 th, td { padding: .34rem .5rem }  td.run { min-width: 9rem }  td.when, td.time { white-space: nowrap }  td.time { text-align: right }
 td.verdict { min-width: 11rem; max-width: 20rem }  td.headline { min-width: 15rem }
-.metric { display: inline-block; white-space: nowrap; margin-right: .9rem; color: var(--soft); font-size: .88rem }  .metric b { color: var(--ink); font-weight: 600 }
+.metric { display: inline-block; white-space: nowrap; margin-right: .9rem; color: var(--soft); font-size: .88rem }
+.metric b { color: var(--ink); font-weight: 600 }
 tbody tr:hover { background: var(--card) }
 @media (max-width: 40rem) { .scroll table, .scroll tbody { display: block; width: auto }  thead { display: none }
   tr { display: flex; flex-wrap: wrap; gap: .1rem .8rem; padding: .7rem 0; border-bottom: 1px solid var(--line) }  tr[hidden] { display: none }

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RunResult', 'short_path', 'again_command', 'failure_report', 'recover', 'Reporter', 'LiveReporter', 'reporter',
-           'Manner', 'warm_worker', 'end_kernels', 'run_pipeline', 'answered', 'rests_on']
+           'Manner', 'warm_worker', 'end_kernels', 'named_run', 'run_pipeline', 'answered', 'rests_on']
 
 # %% ../nbs/lib/24_runs.ipynb #2ad42b32
 import contextlib, os, re, shlex, shutil, signal, sys, tempfile, threading, time
@@ -395,13 +395,19 @@ def end_kernels(
         watch.end("interrupted")
     return wait(working)[0]
 
-# %% ../nbs/lib/24_runs.ipynb #dedec41d
+# %% ../nbs/lib/24_runs.ipynb #e378210b
 def _run_folder(plan: Plan, runs: Path, run_id: str | None, within: str | None, clock: Callable[[], datetime]) -> Path:
     "The folder a plan runs in: one that is there, one of a given name, or a new one."
     if within:
         return find_run(within)
-    if not run_id:
-        return new_run(runs, plan.profile, clock)
+    return named_run(runs, run_id) if run_id else new_run(runs, plan.profile, clock)
+
+# %% ../nbs/lib/24_runs.ipynb #87587885
+def named_run(
+    runs: Path,  # the folder of all runs
+    run_id: str,  # letters, digits, dots, dashes and underscores
+) -> Path:  # its folder, made
+    "A new folder of a given name, for a run or a grid."
     if not re.fullmatch(r"[\w][\w.-]*", run_id) or run_id == "scratch":
         raise ParameterError("a run id is letters, digits, dots, dashes and underscores", got=run_id)
     if any(p.name != ".lock" for p in (runs / run_id).glob("*")):  # without anything in it, its runner was killed as it began

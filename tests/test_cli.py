@@ -146,6 +146,7 @@ def test_a_failed_gate_exits_3(toy):
     (["--json"], "add --plan"),
     (["--resume", "first", "--run-id", "second"], "leave one of them out"),
     (["--resume", "first", "--grid", "poc.trees=3,4"], "leave one of them out"),
+    (["--resume", "first", "--profile", "smoke"], "leave one of them out"),
     (["--grid", "poc.trees=3", "--grid", "poc.trees=4"], "each parameter once"),
 ])
 def test_bad_words_exit_2_with_one_message_and_no_traceback(toy, args, said):

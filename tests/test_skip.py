@@ -163,6 +163,18 @@ def test_a_grid_shares_what_it_can(toy, jobs):
     assert all(r.run_id in page for r in made.results) and "poc.seed" in page
 
 
+def test_a_named_grid_gives_its_name_to_its_page_and_its_runs_and_takes_nobody_elses(toy):
+    made = grids.run_grid({"business.seed": "1,2"}, {"last": "business"}, "seeds", replace(QUIET, jobs=2))
+    assert made.folder.name == "seeds" and [r.run_id for r in made.results] == ["seeds-1", "seeds-2"]
+    before = sorted((toy / "runs").rglob("*"))
+    for name in ("seeds", "first"):
+        (toy / "runs" / f"{name}-2").mkdir(exist_ok=True)
+        with pytest.raises(ParameterError, match="of this name already"):
+            grids.run_grid({"business.seed": "1,2"}, {"last": "business"}, name, QUIET)
+    (toy / "runs/first-2").rmdir()
+    assert sorted((toy / "runs").rglob("*")) == before
+
+
 def test_a_grid_with_a_wrong_value_starts_nothing(toy):
     before = stages.list_runs()
     with pytest.raises(ParameterError, match="trees"):
