@@ -14,7 +14,7 @@ from amhs import offline, runs
 from amhs.config import load_params
 from amhs.core import InputError, read_json
 from amhs.deployment import assign, deploy
-from amhs.inference import load_package
+from amhs.inference import AlarmPolicy, load_package
 from amhs.serve import horizons_of, teller_of
 from amhs.simulate import simulate
 from amhs.store import observation_rows, open_store
@@ -75,7 +75,7 @@ def test_an_alarm_ends_below_its_limit_less_the_width(scores, limit, width):
     for s in scores:
         on = s >= limit or (on and s >= limit - width)
         wanted.append(on)
-    assert offline._held(np.array(scores, float), limit, width).tolist() == wanted
+    assert offline._held(np.array(scores, float), AlarmPolicy(limit, width, budget=1)).tolist() == wanted
 
 
 def test_days_that_are_done_are_not_done_again(made, tmp_path):

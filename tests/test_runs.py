@@ -85,7 +85,9 @@ def test_manifest_tells_the_truth(house):
     root, result, _ = house
     manifest = read_json(result.folder / "06_train" / "manifest.json")
     assert manifest["parameters"] == json.loads(load_params("train", sets={"train.trees": 7}).model_dump_json())
-    assert manifest["overridden"] == {"trees": {"value": 7, "default": read_yaml(root / "params/train.yaml")["trees"], "from": "--set"}}
+    defaults, demo = read_yaml(root / "params/train.yaml"), read_yaml(root / "params/profiles/demo.yaml")["train"]
+    assert manifest["overridden"] == {"trees": {"value": 7, "default": defaults["trees"], "from": "--set"},
+                                      "rows": {"value": demo["rows"], "default": defaults["rows"], "from": "profile demo"}}
     assert manifest["outputs"]["model"]["sha256"] == sha256_tree(result.folder / "06_train" / "artefacts" / "model")
     made = read_json(result.folder / "04_data" / "manifest.json")["outputs"]
     assert manifest["inputs"]["data"]["artefacts"] == made
