@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 from test_cli import amhs
-from toy_project import make_project, write_stage
+from toy_project import own_project, write_stage
 
 from amhs import runs, stages
 from amhs.core import InputError, read_json
@@ -18,12 +18,7 @@ QUIET = runs.Manner(fast=False, show=runs.Reporter(lambda line: None))
 @pytest.fixture(scope="module")
 def house(tmp_path_factory):
     """A toy project with a run of its first stages, and one that began in the middle."""
-    with pytest.MonkeyPatch.context() as patch:
-        root = tmp_path_factory.mktemp("house")
-        for key in ("AMHS_RUNS", "AMHS_DATA", "AMHS_PARAMS", "AMHS_SITES", "AMHS_LANG"):
-            patch.delenv(key, raising=False)
-        patch.setenv("AMHS_ROOT", str(root))
-        make_project(root)
+    with own_project(tmp_path_factory) as root:
         write_stage(root, "business", "run.metric('rate', 3, unit='jobs/min')")
         runs.run_pipeline(last="poc", run_id="first", sets={"business.seed": 5, "business.line": '"A: 1"'}, manner=QUIET)
         runs.run_pipeline(first="poc", last="poc", run_id="middle", forced=True, manner=QUIET)

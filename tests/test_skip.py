@@ -7,7 +7,7 @@ import time
 from dataclasses import replace
 
 import pytest
-from toy_project import make_project, write_stage
+from toy_project import own_project, write_stage
 
 from amhs import answers, grids, runs, stages
 from amhs.core import ParameterError, read_json, write_json
@@ -20,12 +20,7 @@ ALL = stages.PIPELINES["develop"]
 @pytest.fixture(scope="module")
 def house(tmp_path_factory):
     """A toy project with one finished run of the whole pipeline."""
-    with pytest.MonkeyPatch.context() as patch:
-        root = tmp_path_factory.mktemp("house")
-        for key in ("AMHS_RUNS", "AMHS_DATA", "AMHS_PARAMS", "AMHS_SITES", "AMHS_LANG"):
-            patch.delenv(key, raising=False)
-        patch.setenv("AMHS_ROOT", str(root))
-        make_project(root)
+    with own_project(tmp_path_factory) as root:
         (root / "requirements.lock").write_text("numpy==1\n")
         assert runs.run_pipeline(run_id="first", manner=QUIET).status == "finished"
         yield root

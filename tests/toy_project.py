@@ -3,7 +3,10 @@
 import json
 import re
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
 
 from amhs.config import load_params
 from amhs.core import project_root
@@ -70,3 +73,14 @@ def make_project(root: Path) -> Path:
     for stage in STAGES:
         write_stage(root, stage.name)
     return root
+
+
+@contextmanager
+def own_project(tmp_path_factory):
+    """A whole toy project, and the settings of nobody else, for as long as a module's tests take."""
+    with pytest.MonkeyPatch.context() as patch:
+        root = tmp_path_factory.mktemp("house")
+        for key in ("AMHS_RUNS", "AMHS_DATA", "AMHS_PARAMS", "AMHS_SITES", "AMHS_LANG"):
+            patch.delenv(key, raising=False)
+        patch.setenv("AMHS_ROOT", str(root))
+        yield make_project(root)
