@@ -1127,7 +1127,7 @@ def _intervals(
     offsets = {n: interval_offsets(_at(f, known[n]), _at(valid_targets, known[n])) for n, f in valid_forecasts.items()}
     return pd.concat([interval_scores(f, targets, offsets[n], parts).assign(model=n) for n, f in forecasts.items()], ignore_index=True)
 
-# %% ../nbs/lib/09_evaluate.ipynb #cdf90544
+# %% ../nbs/lib/09_evaluate.ipynb #12649c8d
 def evaluate(
     forecasts: Mapping[str, pd.DataFrame],  # name -> forecast of the test rows; the last is the one under judgement
     targets: pd.DataFrame,  # what then happened
@@ -1155,7 +1155,8 @@ def evaluate(
     return Evaluation(
         model, *(pd.concat([_tidy(d[i], len(rows), model=name) for name, d in draws.items()], ignore_index=True) for i in (0, 1)),
         _differences(draws, model, len(rows)), *(_by_model(lambda f, t=t: t(f, outcome), same) for t in (confusion, reliability)),
-        **alarm_tables(scores, telemetry, site, valid, valid_telemetry, [*forecasts, "level rule"]), events=find_events(telemetry, site),
+        **alarm_tables(scores, telemetry, site, valid, valid_telemetry, [*forecasts, "level rule", *(f"{model}, {h}" for h in MIXED)]),
+        events=find_events(telemetry, site),
         slices=slice_scores(same, outcome, parts, blocks), intervals=_intervals(same, outcome, parts, valid_forecasts, valid_targets))
 
 # %% ../nbs/lib/09_evaluate.ipynb #dcca234e

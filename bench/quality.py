@@ -78,10 +78,7 @@ def alarm_limit(data: Labelled, model: Forecaster, place: Place) -> list[dict]:
     telemetry = block(data.telemetry, data.times, "test")
     score = alarm_score(forecast_block(data, model, "test")[0], data.site)
     starts, minutes = find_events(telemetry, data.site)["start"], score.index.get_level_values("timestamp")
-    ahead = pd.Timedelta(minutes=data.site.alarms.max_lead)
-    before = pd.IntervalIndex.from_arrays(starts - ahead, starts, closed="left").get_indexer_non_unique(minutes)[1]
-    soon = pd.Series(True, score.index)
-    soon.iloc[before] = False
+    soon = minutes.isin([start - pd.Timedelta(minutes=m) for start in starts for m in range(1, data.site.alarms.max_lead + 1)])
     rows = score.index[(soon | (score >= score.quantile(1 - WATCHED))) & (score > float("-inf"))]
     futures = kept_futures(settings().data / "oracle", rows, place.days, seed=0, scenario=place.scenario, n=LIMIT_FUTURES)
     best = alarm_score(oracle_forecast(futures, data.site), data.site).reindex(score.index, fill_value=float("-inf"))

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 from test_cli import amhs
-from toy_project import own_project, write_stage
+from toy_project import own_copy, own_project, write_stage
 
 from amhs import runs, stages
 from amhs.core import InputError, read_json
@@ -27,10 +27,7 @@ def house(tmp_path_factory):
 
 @pytest.fixture
 def toy(house, tmp_path, monkeypatch):
-    """A copy of that project that a test may change."""
-    shutil.copytree(house, tmp_path / "toy")
-    monkeypatch.setenv("AMHS_ROOT", str(tmp_path / "toy"))
-    return tmp_path / "toy"
+    return own_copy(house, tmp_path, monkeypatch)
 
 
 def test_nothing_changed_and_all_is_the_same(toy):

@@ -2,12 +2,11 @@
 
 import json
 import os
-import shutil
 import time
 from dataclasses import replace
 
 import pytest
-from toy_project import own_project, write_stage
+from toy_project import own_copy, own_project, write_stage
 
 from amhs import answers, grids, runs, stages
 from amhs.core import ParameterError, read_json, write_json
@@ -28,10 +27,7 @@ def house(tmp_path_factory):
 
 @pytest.fixture
 def toy(house, tmp_path, monkeypatch):
-    """A copy of that project that a test may change."""
-    shutil.copytree(house, tmp_path / "toy")
-    monkeypatch.setenv("AMHS_ROOT", str(tmp_path / "toy"))
-    return tmp_path / "toy"
+    return own_copy(house, tmp_path, monkeypatch)
 
 
 def why(**asked) -> dict[str, str]:

@@ -84,3 +84,10 @@ def own_project(tmp_path_factory):
             patch.delenv(key, raising=False)
         patch.setenv("AMHS_ROOT", str(root))
         yield make_project(root)
+
+
+def own_copy(root: Path, tmp_path: Path, monkeypatch) -> Path:
+    """A copy of a toy project that a test may change."""
+    shutil.copytree(root, tmp_path / "toy")
+    monkeypatch.setenv("AMHS_ROOT", str(tmp_path / "toy"))
+    return tmp_path / "toy"
