@@ -433,7 +433,7 @@ class InferenceParams(StageParams):
     timing_repeats: Annotated[int, Field(ge=20)]  # single rows asked of each engine
     interval_share: float = Field(gt=0, lt=1)  # of validation rows that lie within the intervals
 
-# %% ../nbs/lib/01_config.ipynb #3194fd2a
+# %% ../nbs/lib/01_config.ipynb #92e1f034
 class IntegrationParams(StageParams):
     "09: the Bento built, started and tried as a service; then deployed."
 
@@ -443,6 +443,7 @@ class IntegrationParams(StageParams):
     replay_min: Count  # minutes of history sent one by one
     load_per_s: float = Field(gt=0)  # requests a second
     load_s: float = Field(gt=0)  # so long
+    load_attempts: Count  # a load that other work on this machine disturbed is offered again, so often in all
     max_refused_share: Share  # of the requests under load
     rehearsal_per_s: float = Field(gt=0)  # requests a second while a model is switched and switched back
     rehearsal_s: float = Field(ge=3)  # so long

@@ -19,7 +19,7 @@ from served import labelled, small_package
 
 from amhs import bento, integration
 from amhs.client import window_of
-from amhs.config import load_params
+from amhs.config import load_params, read_yaml, settings
 from amhs.core import InputError, ParameterError, StageError
 from amhs.deployment import deploy, read_deployment
 from amhs.inference import load_package
@@ -189,6 +189,26 @@ def test_a_mistyped_check_is_refused(tmp_path):
     (tmp_path / "acceptance.yaml").write_text("calm: {says: hello, expects: {}}\n")
     with pytest.raises(ParameterError, match="expect"):
         integration.load_checks(tmp_path / "acceptance.yaml")
+
+
+def said(p99_ms, refused=0):
+    return {"p99_ms": p99_ms, "statuses": {"200": 1000 - refused, "503": refused}}
+
+
+@pytest.mark.parametrize(("reports", "offered"), [
+    ([said(9)], 1),
+    ([said(200), said(9)], 2),
+    ([said(9, refused=5), said(9, refused=1)], 2),
+    ([said(200), said(9, refused=5), said(200)], 3),
+])
+def test_a_disturbed_load_is_offered_again_and_every_attempt_is_told(monkeypatch, reports, offered):
+    left = list(reports)
+    monkeypatch.setattr(integration, "load", lambda *_: left.pop(0))
+    params = load_params("integration", "full")
+    assert params.load_attempts == 3 and params.max_refused_share == 0.001
+    found = integration.loads(None, None, params, p99_ms=100)
+    assert [*found.values()] == reports[:offered] and [*found][0] == "constant load"
+    assert set(found) <= set(read_yaml(settings().params / "templates/ko/terms.yaml")["words"]), "they have Korean names"
 
 
 def test_a_model_is_switched_and_switched_back_without_a_dropped_request(tried, tmp_path):
