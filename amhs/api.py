@@ -94,16 +94,26 @@ def refresh_keys(self: Front) -> None:
     if stamp != self.stamp:
         self.keys, self.stamp = {k.id: k for k in read_keys(self.keys_file).keys}, stamp
 
-# %% ../nbs/lib/17_api.ipynb #d9715755
+# %% ../nbs/lib/17_api.ipynb #9f4d6b8f
+@patch
+def busy(self: Front) -> bool:
+    "Whether the event loop is so late that a request is better asked to come back."
+    return 1000 * (time.perf_counter() - self.due) > self.serving.shed_after_ms
+
+# %% ../nbs/lib/17_api.ipynb #eadd5a07
+def _too_busy() -> Refused:
+    "What is told to a request that is shed."
+    return Refused(503, "too busy", fix="try again after a second")
+
+# %% ../nbs/lib/17_api.ipynb #49c3361a
 _HERE = ("127.0.0.1", "::1", "testclient")
 
 
 @patch
 def admit(self: Front, request: Request) -> str:  # id of the key; empty: a caller on this machine without one
     "Let a caller in, or refuse: late loop 503, no key 401, too often 429."
-    late_ms = 1000 * (time.perf_counter() - self.due)
-    if late_ms > self.serving.shed_after_ms:
-        raise Refused(503, "too busy", got=f"{late_ms:.0f} ms behind", fix="try again after a second")
+    if self.busy():
+        raise _too_busy()
     if not self.serving.auth:
         if request.client is None or request.client.host not in _HERE:
             raise Refused(401, "without keys only callers on this machine are answered",
@@ -476,12 +486,17 @@ def failure(
     "An error as a body."
     return Failure(Told(error.what, None if error.got is None else str(error.got)[:200], error.fix))
 
-# %% ../nbs/lib/17_api.ipynb #3deb240e
-def _refusal(status: int, error: AmhsError, front: Front) -> Response:
+# %% ../nbs/lib/17_api.ipynb #ec64edfb
+def _answer(status: int, error: AmhsError) -> Response:
     "An error as an answer."
-    front.metrics.of(front.metrics.refused, str(status)).inc()
     more = {"retry-after": "1"} if status in (429, 503) else {"www-authenticate": "Bearer"} if status == 401 else {}
     return Response(_ENCODE(failure(error)), status, more, "application/json")
+
+# %% ../nbs/lib/17_api.ipynb #4add005a
+def _refusal(status: int, error: AmhsError, front: Front) -> Response:
+    "An error as an answer, counted."
+    front.metrics.of(front.metrics.refused, str(status)).inc()
+    return _answer(status, error)
 
 # %% ../nbs/lib/17_api.ipynb #d7c7ffac
 async def _no_way(request: Request, error: HTTPException) -> Response:
@@ -579,13 +594,18 @@ def create_app(
     app.state.ends = {(w.method, w.path): _end(app, w) for w in WAYS if "{" not in w.path}
     return app
 
-# %% ../nbs/lib/17_api.ipynb #a1c12274
+# %% ../nbs/lib/17_api.ipynb #889cf295
 def _end(app: Starlette, way: Way) -> Callable[..., Awaitable[None]]:
     "An endpoint as an application (ASGI) of its own, for `door.Direct`."
-    handle = endpoint(way)
+    handle, shed = endpoint(way), _answer(503, _too_busy())
 
     async def end(scope: dict, receive: Callable, send: Callable) -> None:
-        response = await handle(Request(scope | {"app": app}, receive))
+        front = app.state.front
+        if not way.open and front.busy():  # asked first, before anything is made of the request: what is shed must cost little
+            front.metrics.of(front.metrics.refused, "503").inc()
+            response = shed
+        else:
+            response = await handle(Request(scope | {"app": app}, receive))
         await response(scope, receive, send)
     return end
 

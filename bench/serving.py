@@ -207,7 +207,7 @@ def main():
     with server:
         offer(url, window, 1000, 5, key)
         loads = {rate: offer(url, window, rate, args.seconds / (1 if rate == 1000 else 2), key) for rate in (1000, 2000)}
-        flood = offer(url, window, 6000, args.seconds / 3, key)
+        flood = offer(url, window, 6000, args.seconds / 3, key, connections=1000)  # few would hold callers back before the service could
         memory, ready_s = server.memory_mb(), server.ready_s
     print("bare Starlette")
     server, bare_url = with_bare(home, package, w)

@@ -6,10 +6,12 @@ import json
 import threading
 import time
 from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import httpx
 import msgspec
 import numpy as np
+import prometheus_client
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,6 +22,7 @@ from amhs.access import add_key, revoke_key
 from amhs.api import create_app, openapi
 from amhs.client import Client, ServiceError
 from amhs.deployment import assign
+from amhs.door import Direct
 from amhs.messages import Answer, Failure
 from amhs.serve import Serving
 from amhs.telemetry import COLUMNS
@@ -233,13 +236,19 @@ def test_a_key_may_only_ask_so_often(data, package, tmp_path):
         assert http.get("/model", headers={"authorization": f"Bearer {other}"}).status_code == 200
 
 
-def test_a_late_loop_sheds_and_recovers(data, package, tmp_path):
+def shed_so_far():
+    return prometheus_client.REGISTRY.get_sample_value("amhs_refused_total", {"status": "503"}) or 0
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_a_late_loop_sheds_and_recovers(data, package, tmp_path, direct):
+    "On both ways to an endpoint: straight, as the service has it, and through the routes."
     clock = Clock(data.telemetry["timestamp"].iloc[2000].to_pydatetime())
     with serving(tmp_path, package, clock, shed_after_ms=50) as http:
-        front = http.front
+        front, before = http.front, shed_so_far()
 
         async def block_and_ask():
-            transport = httpx.ASGITransport(http.app)
+            transport = httpx.ASGITransport(Direct(http.app, SimpleNamespace(app=http.app), "") if direct else http.app)
             async with httpx.AsyncClient(transport=transport, base_url="http://x", headers=dict(http.headers)) as client:
                 await asyncio.sleep(0.03)
                 time.sleep(0.3)  # many requests in one round of the event loop
@@ -250,6 +259,7 @@ def test_a_late_loop_sheds_and_recovers(data, package, tmp_path):
         busy, later = http.portal.call(block_and_ask)
         refused(busy, 503, "too busy")
         assert busy.headers["retry-after"] == "1" and later.status_code == 200 and front.ready
+        assert shed_so_far() == before + 1
 
 
 # --- time budgets, engines that are not compiled, a store that fails ---
@@ -366,9 +376,7 @@ class Bridge(httpx.BaseTransport):
 
 
 def test_metrics_speak_the_words_of_the_domain(http, data):
-    from prometheus_client import generate_latest
-
     http.post("/predict", content=body(data))
-    text = generate_latest().decode()
+    text = prometheus_client.generate_latest().decode()
     assert 'amhs_answers_total{line="HUB1",role="live",source="hybrid"}' in text and 'amhs_request_seconds_count{path="/predict",status="200"}' in text
     assert np.isfinite(float(text.split('amhs_data_lag_minutes{line="HUB1"} ')[1].split("\n")[0]))
