@@ -6,8 +6,8 @@
 __all__ = ['STORE_TABLES', 'StoreError', 'StoreBusy', 'store_tables', 'Store', 'open_store', 'minute_of', 'observation_rows',
            'telemetry_of', 'GroupCommit']
 
-# %% ../nbs/lib/15_store.ipynb #30ef0dd2
-import contextlib, operator, threading, time
+# %% ../nbs/lib/15_store.ipynb #f0432509
+import contextlib, functools, itertools, operator, threading, time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
@@ -471,7 +471,27 @@ def _commit_server(self: Store, batches: Mapping[str, list[tuple]]) -> None:
         for table, rows in batches.items():
             connection.exec_driver_sql(self._plans[table].sql, rows)
 
-# %% ../nbs/lib/15_store.ipynb #a59c3f6a
+# %% ../nbs/lib/15_store.ipynb #49851889
+_MOST_ROWS = 128  # in a statement
+
+
+def _groups(rows: list[tuple]) -> Iterator[list[tuple]]:
+    "Rows in groups of 128, 64, 32 …, so that few different statements do for any number of them."
+    at = 0
+    while at < len(rows):
+        n = min(1 << (len(rows) - at).bit_length() - 1, _MOST_ROWS)
+        yield rows[at:at + n]
+        at += n
+
+# %% ../nbs/lib/15_store.ipynb #2998fdd3
+@functools.cache
+def _of_several(sql: str, n: int) -> str:
+    "An INSERT of one row, made one of several."
+    begin = sql.index(" VALUES (") + len(" VALUES ")
+    end = sql.index(")", begin) + 1
+    return sql[:end] + f", {sql[begin:end]}" * (n - 1) + sql[end:]
+
+# %% ../nbs/lib/15_store.ipynb #08b10a92
 @patch
 def _commit_file(self: Store, batches: Mapping[str, list[tuple]]) -> None:
     "The same, to SQLite."
@@ -479,8 +499,8 @@ def _commit_file(self: Store, batches: Mapping[str, list[tuple]]) -> None:
         self._still_there()
         self._begin_writing(connection := self._direct("writing"))
         try:
-            for table, rows in batches.items():
-                connection.executemany(self._plans[table].sql, rows)
+            for table, some in ((t, some) for t, rows in batches.items() for some in _groups(rows)):
+                connection.execute(_of_several(self._plans[table].sql, len(some)), tuple(itertools.chain.from_iterable(some)))
             connection.execute("COMMIT")
         finally:
             connection.rollback()  # nothing is left to do after COMMIT
