@@ -382,20 +382,21 @@ def _make_tables(self: Store) -> None:
         _TABLES.create_all(connection)
         connection.execute(_upsert(_TABLES.tables["about"], self.engine.dialect), {"name": "schema", "value": str(_SCHEMA_VERSION)})
 
-# %% ../nbs/lib/15_store.ipynb #c5b550c9
+# %% ../nbs/lib/15_store.ipynb #5a9c10b1
 @patch
 def _prepare(self: Store) -> None:
     "Have the tables there, whoever else opens the store at this moment."
     if self.is_file:
         with self._session() as connection:
             connection.exec_driver_sql("PRAGMA journal_mode=WAL")
-    version = self._version()
-    if not version:
+    deadline = time.monotonic() + self.wait_s
+    while not (version := self._version()):
         try:
             self._make_tables()
-        except StoreError:
-            if not self._version():
+        except StoreError as e:  # another makes them, on MySQL one after another
+            if not self._version() and ("already exists" not in str(e) or time.monotonic() > deadline):
                 raise
+            time.sleep(_LOOK_AGAIN_S)
     if version > _SCHEMA_VERSION:
         raise StoreError(f"the store {self.where} was written by a newer amhs: its schema is {version}, this one knows {_SCHEMA_VERSION}",
                          fix="update amhs, or name another store")
