@@ -27,6 +27,7 @@ from amhs.evaluate import (
     find_episodes,
     find_events,
     future_leaks,
+    interval_scores,
     leak_check,
     level_scores,
     make_blocks,
@@ -352,7 +353,7 @@ def test_quantiles_are_judged_where_given(world):
     forecast["change_max_10_q90"] = forecast["change_max_10"] + 6
     found = level_scores(forecast, targets, n_draws=10).set_index(["horizon_min", "target", "metric"])["value"].sort_index()
     y, q = targets["change_max_10"].to_numpy("float64"), forecast["change_max_10_q90"].to_numpy("float64")
-    assert found[10, "max", "pinball_q90"] == pytest.approx(metrics.mean_pinball_loss(y, q, alpha=0.9))
+    assert found[10, "max", "pinball_q90"] == pytest.approx(metrics.metrics.mean_pinball_loss(y, q, alpha=0.9))
     assert found[10, "max", "coverage_q90"] == pytest.approx((y <= q).mean())
     assert "pinball_q90" not in found[15, "max"]
 
@@ -608,3 +609,17 @@ def test_what_cannot_be_judged_is_refused(world):
         evaluate({"a": guess(test, 5)}, valid, telemetry, site)
     with pytest.raises(InputError, match="validation forecasts are missing"):
         evaluate({"a": guess(test, 5)}, test, telemetry, site, {"c": guess(valid, 5)})
+
+
+def test_interval_scores_are_those_of_a_slow_reference():
+    rng, n = np.random.default_rng(0), 400
+    rows = pd.MultiIndex.from_product([["HUB1"], pd.date_range("2026-01-01", periods=n, freq="min", tz="UTC")], names=["line", "timestamp"])
+    forecast = pd.DataFrame({"change_max_10": rng.normal(0, 9, n), "spread_max_10": rng.uniform(1, 5, n)}, rows)
+    targets = pd.DataFrame({"change_max_10": forecast["change_max_10"] + rng.normal(0, 4, n)}, rows)
+    parts = pd.DataFrame({"load": np.where(np.arange(n) % 3, "low", "high")}, rows)
+    found = interval_scores(forecast, targets, {"change_max_10": (-1.2, 1.5)}, parts).set_index(["slice", "part"])
+    for at, keep in ((("all", ""), np.full(n, True)), (("load", "low"), parts["load"] == "low"), (("load", "high"), parts["load"] == "high")):
+        truth, low, high = (a[keep] for a in (targets["change_max_10"], *(forecast["change_max_10"] + z * forecast["spread_max_10"] for z in (-1.2, 1.5))))
+        pinball = (metrics.mean_pinball_loss(truth, low, alpha=0.05) + metrics.mean_pinball_loss(truth, high, alpha=0.95)) / 2
+        wanted = [np.mean([a <= t <= b for a, t, b in zip(low, truth, high)]), (high - low).mean(), pinball, keep.sum()]
+        assert found.loc[at, ["coverage", "width", "pinball", "n"]].tolist() == pytest.approx(wanted)
