@@ -3,7 +3,7 @@
 Thresholds, early stopping and calibration are chosen on validation rows; the test rows are the newest and are only judged. On the simulated
 hub the oracle says how much was possible; its answers are kept under data/oracle.
 
-    python bench/quality.py [--days 60] [--flight-days 120] [--trees 250] [--points 400] [--scenarios busy,season] [--full]
+    python bench/quality.py [--days 60] [--flight-days 120] [--trees 250] [--points 400] [--scenarios busy,season] [--challengers] [--full]
 """
 
 import argparse
@@ -15,6 +15,7 @@ from time import perf_counter
 import pandas as pd
 from common import figure, record
 
+from amhs.challengers import lacking
 from amhs.config import HORIZONS_MIN, TARGETS, EvaluateParams, load_params, load_site, settings
 from amhs.develop import Labelled, block, block_times, collect, fitted, forecast_block, judge
 from amhs.evaluate import Evaluation, alarm_score, alarms_at_budgets, find_events, slice_table
@@ -23,7 +24,7 @@ from amhs.oracle import attained_shares, kept_futures, oracle_forecast, sample_m
 from amhs.simulate import SCENARIOS
 from amhs.targets import build_targets, time_split
 
-MODELS = ("persistence", "linear", "v8", "hub")
+MODELS, CHALLENGERS = ("persistence", "linear", "v8", "hub"), ("lightgbm", "deep", "ensemble")
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ def trained(data: Labelled, names: tuple[str, ...], trees: int = 0) -> tuple[dic
     models, seconds = {}, {}
     for name in names:
         began = perf_counter()
-        models[name] = fitted(data, make_model(name, **({"trees": trees} if name == "v8" else {})))
+        model = make_model(name, **({"trees": trees} if name == "v8" else {}))
+        models[name] = fitted(data, model.take(models) if name == "ensemble" else model)  # its members have learnt by then
         seconds[name] = perf_counter() - began
     return models, seconds
 
@@ -106,7 +108,9 @@ def attained(table: pd.DataFrame, place: Place) -> list[dict]:
     for h in HORIZONS_MIN:
         for t in TARGETS:
             found += [figure(f"{place.name}: MAE {t} {h} min on the oracle's minutes, {m}", number(table, m, h, t, "mae"), "jobs")
-                      for m in ("oracle", "persistence", "hub")]
+                      for m in table["model"].unique()]
+            found += [figure(f"{place.name}: attained share {t} {h} min, {m}", number(table, m, h, t, "attained"), "")
+                      for m in table["model"].unique() if m not in ("oracle", "persistence", "hub")]
             value, goal = number(table, "hub", h, t, "attained"), t == "max" and place.scenario == "normal"
             found.append(figure(f"{place.name}: attained share {t} {h} min, hub", value, "", *((">= 0.80", value >= 0.80) if goal else (None, None))))
             interval = [number(table, "hub", h, t, side) for side in ("low", "high")]
@@ -126,12 +130,12 @@ def of_slices(table: pd.DataFrame, place: Place) -> list[dict]:
     return found
 
 
-def errors(evaluation: Evaluation, where: str) -> list[dict]:
+def errors(evaluation: Evaluation, where: str, names: tuple[str, ...]) -> list[dict]:
     "MAE of every model per horizon and target; goal: hub a tenth below v8 everywhere."
     found = []
     for h in HORIZONS_MIN:
         for t in TARGETS:
-            mae = {m: number(evaluation.levels, m, h, t, metric="mae") for m in MODELS}
+            mae = {m: number(evaluation.levels, m, h, t, metric="mae") for m in names}
             found += [figure(f"{where}: MAE {t} {h} min, {m}", v, "jobs") for m, v in mae.items()]
             ratio = mae["hub"] / mae["v8"]
             found.append(figure(f"{where}: MAE {t} {h} min, hub / v8", ratio, "", "<= 0.90", ratio <= 0.90))
@@ -164,16 +168,17 @@ def intervals(evaluation: Evaluation, where: str) -> list[dict]:
     return found
 
 
-def judged(place: Place, trees: int, params: EvaluateParams, points: int) -> list[dict]:
+def judged(place: Place, names: tuple[str, ...], trees: int, params: EvaluateParams, points: int) -> list[dict]:
     "Everything about one place."
     data, simulated = labelled(place), place.source == "simulate"
-    models, seconds = trained(data, MODELS, trees)
+    models, seconds = trained(data, names, trees)
+    models["hub"] = models.pop("hub")  # the last one is judged together with rules
     found = [figure(f"{place.name}: days", place.days, "days"), *(figure(f"{place.name}: training, {m}", s, "s") for m, s in seconds.items())]
     if simulated and place.days == 180:
         found.append(figure("training of the champion for 180 days", seconds["hub"], "s", "<= 300", seconds["hub"] <= 300))
     evaluation = judge(data, models, params)
     print(evaluation.headline(10, 0.5).round(3).T.to_string(), flush=True)
-    found += [*alarms(evaluation, place.name, simulated), *errors(evaluation, place.name), *intervals(evaluation, place.name)]
+    found += [*alarms(evaluation, place.name, simulated), *errors(evaluation, place.name, names), *intervals(evaluation, place.name)]
     if not simulated:
         return found
     return found + told(shares(data, models, place, points), place) + alarm_limit(data, models["hub"], place)
@@ -199,13 +204,18 @@ if __name__ == "__main__":
     parser.add_argument("--trees", type=int, default=250, help="of the v8 baseline")
     parser.add_argument("--points", type=int, default=400, help="minutes the oracle is asked about, per scenario")
     parser.add_argument("--scenarios", default="", help="others to ask it about, with commas")
-    parser.add_argument("--full", action="store_true", help="180 days, all flights of the airport, all scenarios with sound sensors")
+    parser.add_argument("--challengers", action="store_true", help="also judge those that can be trained here")
+    parser.add_argument("--full", action="store_true", help="180 days, all flights of the airport, all scenarios with sound sensors, challengers")
     asked = parser.parse_args()
     days, flight_days = (180, 365) if asked.full else (asked.days, asked.flight_days)
     others = [s for s in SCENARIOS if s != "normal" and not SCENARIOS[s].sensors] if asked.full else [s for s in asked.scenarios.split(",") if s]
+    lack = lacking(*CHALLENGERS) if (wanted := asked.full or asked.challengers) else {}
+    names = MODELS + (CHALLENGERS if wanted and not lack else ())
+    if lack:
+        print(f"challengers are left out; not installed: {', '.join(lack)}", flush=True)
     params, figures = load_params("evaluate", "demo"), []
     for place in (Place("hub", days), Place("flights LGA", flight_days, "nycflights", "nycflights", line="LGA")):
-        figures += judged(place, asked.trees, params, asked.points)
+        figures += judged(place, names, asked.trees, params, asked.points)
     for scenario in others:
         figures += elsewhere(Place(scenario, min(days, 60), scenario=scenario), asked.points)
     record("quality", [{**f, "met": None if f["met"] is None else bool(f["met"])} for f in figures])
