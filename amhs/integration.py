@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['CHECKS', 'STALENESS_OFF', 'Running', 'lend_kernels', 'running', 'ask_raw', 'Case', 'window_cases', 'other_cases',
            'example_of', 'refusals', 'contract', 'Expect', 'Check', 'load_checks', 'calm_rows', 'check_window',
-           'acceptance', 'acceptance_table', 'moved_to', 'newest_day', 'split_history', 'replay', 'load', 'loads',
-           'load_table', 'refused_share', 'twin', 'previous_package', 'wait_for', 'rehearse', 'rehearsal_table',
-           'decide_role', 'put_in_place', 'line_table', 'decision_table']
+           'acceptance', 'acceptance_table', 'moved_to', 'newest_day', 'split_history', 'replay', 'loads', 'load_table',
+           'refused_share', 'twin', 'previous_package', 'wait_for', 'rehearse', 'rehearsal_table', 'decide_role',
+           'put_in_place', 'line_table', 'decision_table']
 
 # %% ../nbs/lib/18_integration.ipynb #1dd91a3f
 import json, os, shutil, sys, time
@@ -470,8 +470,8 @@ def replay(
         rows.append({"status": receipt.status, "source": receipt.answer.source, "same": same})
     return pd.DataFrame(rows, pd.Index(day["timestamp"], name="timestamp"))
 
-# %% ../nbs/lib/18_integration.ipynb #289c1554
-def load(
+# %% ../nbs/lib/18_integration.ipynb #d13a0a61
+def _load(
     service: Running,  # started
     window: Window,  # sent again and again
     rate: float,  # requests a second
@@ -485,7 +485,7 @@ def load(
             said = offered.result()
     return said
 
-# %% ../nbs/lib/18_integration.ipynb #537e9c74
+# %% ../nbs/lib/18_integration.ipynb #08ef0915
 def loads(
     service: Running,  # started
     window: Window,  # sent again and again
@@ -495,7 +495,7 @@ def loads(
     "Offer the load until it is answered as promised, a few times at most: other work on this machine disturbs it and never helps."
     found = {}
     while not found or (len(found) < params.load_attempts and not _kept(said, params, p99_ms)):
-        said = load(service, window, params.load_per_s, params.load_s)
+        said = _load(service, window, params.load_per_s, params.load_s)
         found["constant load" + (f" ({len(found) + 1})" if found else "")] = said
     return found
 
