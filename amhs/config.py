@@ -387,13 +387,14 @@ class DataParams(StageParams):
     since: When  # ISO time, first minute taken; empty: from the beginning
     until: When  # ISO time, first minute no longer taken; empty: to the end
 
-# %% ../nbs/lib/01_config.ipynb #9e27f63e
+# %% ../nbs/lib/01_config.ipynb #8815f87f
 class DevelopParams(StageParams):
     "05: exploration, feature study, search on time-ordered folds."
 
     feature_sets: tuple[Feature, ...]  # compared on the folds
     folds: Annotated[int, Field(ge=2)]  # expanding windows
-    trials: Count  # configurations tried
+    trials: Count  # configurations tried, at most
+    minutes: Annotated[float, Field(ge=0)]  # after which no other is tried; 0: as long as it takes
     trees: Count  # at most, while searching
     sample_share: Share  # of the rows, evenly spaced, while searching
 

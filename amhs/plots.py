@@ -692,32 +692,40 @@ def waterfall(
         ax.set(xlabel="jobs", title=f"From {base:+.1f} on average to {base + shown.sum():+.1f}")
     return figure
 
-# %% ../nbs/lib/10_plots.ipynb #365c6aac
+# %% ../nbs/lib/10_plots.ipynb #e44e4c7a
+_MARKS = {"complete": {"color": GREY, "markersize": 4, "label": "tried"},
+          "pruned": {"color": GREY, "markersize": 4, "fillstyle": "none", "label": "given up after some folds"}}
+
+# %% ../nbs/lib/10_plots.ipynb #7af32518
 def _tried(
     ax: Axes,
-    trials: pd.DataFrame,  # trial, score
+    trials: pd.DataFrame,  # trial, score, state
 ) -> None:
     "Scores in the order of the trials, and the best so far."
-    ax.plot(trials["trial"], trials["score"], "o", color=GREY, markersize=4, label="tried")
-    ax.step(trials["trial"], trials["score"].cummin(), where="post", color=BLUE, linewidth=1.8, label="best so far")
+    for state, part in trials.groupby("state"):
+        ax.plot(part["trial"], part["score"], "o", **_MARKS[state])
+    best = trials["score"].where(trials["state"] == "complete").cummin().ffill()
+    ax.step(trials["trial"], best, where="post", color=BLUE, linewidth=1.8, label="best so far")
     ax.set(xlabel="trial", ylabel="score, lower is better")
-    ax.legend(ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
+    ax.legend(ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
 
-# %% ../nbs/lib/10_plots.ipynb #05bec597
+# %% ../nbs/lib/10_plots.ipynb #79309fef
 def search_history(
-    trials: pd.DataFrame,  # trial, score (lower is better), and a column per hyper-parameter
+    trials: pd.DataFrame,  # trial, score (lower is better), state (complete or pruned), and a column per hyper-parameter
 ) -> Picture:  # history on top, a panel per hyper-parameter below
     "Scores of the configurations tried."
     trials = trials.sort_values("trial")
-    best, numbers = trials.loc[trials["score"].idxmin()], trials.select_dtypes("number").columns
-    searched = [c for c in numbers if c not in {"trial", "score"} and trials[c].nunique() > 1]
+    best, numbers = trials.loc[trials["score"].where(trials["state"] == "complete").idxmin()], trials.select_dtypes("number").columns
+    searched = [c for c in numbers if c not in {"trial", "score", "folds"} and trials[c].nunique() > 1]
     with rc_context(_style()):
         figure = Picture(figsize=(_WIDTH_IN, 4.2 if searched else 2.4), layout="constrained")
         top, *below = figure.subfigures(2 if searched else 1, 1, squeeze=False)[:, 0]
         _tried(_tidy(top.subplots()), trials)
         panels = below[0].subplots(1, len(searched), sharey=True, squeeze=False)[0] if searched else []
         for panel, name in zip(panels, searched, strict=True):
-            _tidy(panel).plot(trials[name], trials["score"], "o", color=GREY, markersize=4)
+            _tidy(panel)
+            for state, part in trials.groupby("state"):
+                panel.plot(part[name], part["score"], "o", **_MARKS[state])
             panel.plot(best[name], best["score"], "o", color=BLUE, markersize=7)
             panel.set_xlabel(name)
     return figure

@@ -10,14 +10,14 @@ LAYERS = [
     {"core"}, {"answers", "messages", "processes", "load", "door"},
     {"config", "client"}, {"pages"}, {"documents"}, {"telemetry"}, {"simulate", "quality", "features", "targets", "rules", "smooth", "spread"},
     {"model"}, {"evaluate", "plots", "engines", "challengers"}, {"inference", "baseline", "store", "oracle", "causes"},
-    {"develop", "deployment", "access"}, {"registry", "distil"}, {"package", "serve", "schedule"},
+    {"develop", "deployment", "access"}, {"registry", "distil", "tuning"}, {"package", "serve", "schedule"},
     {"api", "bento", "offline", "board", "contest"}, {"sections"}, {"dashboard"}, {"integration"},
     {"monitor", "alerts"}, {"retrain"}, {"operate"}, {"rehearsal"},
     {"stages"}, {"provenance"}, {"plan"}, {"reports"}, {"compare"}, {"wire"}, {"kernel"}, {"warm"}, {"execute"}, {"runs"},
     {"archive"}, {"grids"}, {"reproduce"}, {"workbench"}, {"maturity"}, {"serving"}, {"operating"}, {"cli"},
 ]
 HOMES = {"mlflow": {"registry"}, "papermill": {"execute"}, "matplotlib": {"plots"}, "bentoml": {"package"},
-         "sqlalchemy": {"store"}, "optuna": {"develop"}, "lightgbm": {"challengers"}, "torch": {"challengers"}, "jinja2": {"documents"},
+         "sqlalchemy": {"store"}, "optuna": {"tuning"}, "lightgbm": {"challengers"}, "torch": {"challengers"}, "jinja2": {"documents"},
          "starlette": {"api", "door"}, "httpx": {"client", "alerts"},
          "msgspec": {"messages", "serve", "api", "client", "offline", "integration", "monitor", "board"},
          "panel": {"dashboard"}, "bokeh": {"sections"}, "schemathesis": {"integration"}, "hypothesis": {"integration"}}

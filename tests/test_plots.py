@@ -63,7 +63,8 @@ def texts(figure):
 
 def every_figure(w):
     parts = pd.DataFrame(np.random.default_rng(0).normal(size=(50, 4)), columns=["one", "two", "three", "base"])
-    trials = pd.DataFrame({"trial": range(5), "score": [3.0, 2, 4, 1, 5], "depth": [3, 4, 5, 6, 7], "origin": "search"})
+    trials = pd.DataFrame({"trial": range(5), "score": [3.0, 2, 4, 1, 5], "depth": [3, 4, 5, 6, 7], "origin": "search",
+                           "state": ["complete"] * 4 + ["pruned"]})
     return {
         "telemetry": plots.telemetry(w.telemetry, SITE, w.truth, days=1), "missing": plots.missing(w.telemetry),
         "targets": plots.targets(w.targets, SITE), "bars": plots.bars(pd.Series({"a": 0.5, "b": -0.7})),
