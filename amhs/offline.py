@@ -256,7 +256,7 @@ def _alarm_of(package: Package, line: str, row: Mapping, hybrid: str) -> Alarm:
     fired = row["fired"].split(", ") if row["fired"] else []
     return Alarm(bool(row["alarm"]), row["by"], hybrid, package.alarm_of(line).threshold, score, SEVERITIES[int(row["severity"])], fired, reasons, causes)
 
-# %% ../nbs/lib/17_offline.ipynb #5f65ed5a
+# %% ../nbs/lib/17_offline.ipynb #1a9964ec
 def answers_of(
     package: Package,  # loaded
     scored: pd.DataFrame,  # from `score_rows`
@@ -265,11 +265,13 @@ def answers_of(
     made: datetime,  # when, with its zone
     role: str = "offline",  # live: in the place of answers the service did not give
 ) -> Iterator[dict]:  # rows of the store's table predictions
-    "Scored rows as the answers they stand for."
+    "Scored rows as the answers they stand for; none where neither forecast nor level is known."
     forecasts, minutes = scored[package.columns].to_numpy("float32"), minute_numbers(telemetry).tolist()
     now, teller = telemetry["hub_jobs"].to_numpy("float64"), teller_of(package)
     for i, ((line, _), row) in enumerate(zip(scored.index, scored.to_dict("records"), strict=True)):
         known = not np.isnan(forecasts[i, 0])
+        if not known and np.isnan(now[i]):
+            continue
         told = horizons_of(teller, forecasts[i]) if known else level_horizons(teller, float(now[i]))
         at = moment_of(minutes[i])
         name = sha256(f"{package.version} {hybrid} {line} {minutes[i]}{'' if role == 'offline' else role}".encode()).hexdigest()[:32]

@@ -3,6 +3,7 @@
 import json
 from datetime import UTC, datetime
 
+import msgspec
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,6 +16,7 @@ from amhs.config import load_params
 from amhs.core import InputError, read_json
 from amhs.deployment import assign, deploy
 from amhs.inference import AlarmPolicy, load_package
+from amhs.messages import Answer
 from amhs.serve import horizons_of, teller_of
 from amhs.simulate import simulate
 from amhs.store import observation_rows, open_store
@@ -175,6 +177,17 @@ def test_the_store_gets_each_prediction_once(made, tmp_path, which):
     answers = [json.loads(a) for a in kept[kept["alarm"]]["answer"]]
     assert {(a["role"], a["model"]) for a in answers} == {("offline", made["package"].version)}
     assert sum("severe_bottleneck" in a["alarm"]["rules"] for a in answers) == 1
+
+
+def test_a_minute_whose_level_nobody_knows_has_no_answer(made, tmp_path):
+    package, rows = made["package"], made["telemetry"].copy()
+    rows.loc[2000:2030, "hub_jobs"] = np.nan
+    told = list(offline.answers_of(package, offline.score_rows(package, rows), rows, "rules_first", datetime(2026, 5, 1, tzinfo=UTC)))
+    answers = [msgspec.json.decode(row["answer"], type=Answer) for row in told]
+    minutes = rows["timestamp"]
+    assert {a.at for a in answers} & set(minutes[2000:2031]) == set(minutes[2000:2003]), "taken as it was for three minutes"
+    assert len(answers) == len(rows) - 28
+    assert {a.source for a in answers if minutes[2031] <= a.at < minutes[2060]} == {"rules"}, "known again, but not for half an hour yet"
 
 
 def test_a_period_is_cut_to_what_is_wanted(made, tmp_path, monkeypatch):
