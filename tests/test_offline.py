@@ -187,7 +187,6 @@ def test_a_minute_whose_level_nobody_knows_has_no_answer(made, tmp_path):
     minutes = rows["timestamp"]
     assert {a.at for a in answers} & set(minutes[2000:2031]) == set(minutes[2000:2003]), "taken as it was for three minutes"
     assert len(answers) == len(rows) - 28
-    assert {a.source for a in answers if minutes[2031] <= a.at < minutes[2060]} == {"rules"}, "known again, but not for half an hour yet"
 
 
 def test_a_period_is_cut_to_what_is_wanted(made, tmp_path, monkeypatch):
