@@ -378,17 +378,18 @@ def moved(
     found = (new.median() - old.median()) / spread.clip(lower=1e-3)
     return found.reindex(found.abs().sort_values(ascending=False).index).rename("moved").rename_axis("column")
 
-# %% ../nbs/lib/18_retrain.ipynb #713fb7d0
+# %% ../nbs/lib/18_retrain.ipynb #74ed1385
 _CONCEPT_MOVED, _PACE_MOVED = 2.6, 0.7  # spreads of a block
+_STATES_FAMILIAR = 4.0  # spreads of a day; up to there a regression knows its way
 
-# %% ../nbs/lib/18_retrain.ipynb #9c7b2374
-def _concept_tests(telemetry: pd.DataFrame, since: pd.Timestamp) -> list[dict]:
+# %% ../nbs/lib/18_retrain.ipynb #8e1c0430
+def _concept_tests(telemetry: pd.DataFrame, since: pd.Timestamp, far: float) -> list[dict]:
     "Does the same state lead to other flows and queues; and has the hub's pace changed?"
-    found = moved(telemetry, since)
+    found, limit = moved(telemetry, since), _CONCEPT_MOVED * max(1.0, far / _STATES_FAMILIAR)
     outcome = found[found.index.isin(columns_of("target", "inflow", "outflow", "command"))]
     pace = found.drop(outcome.index)
     loud = [c for c in outcome.index if abs(outcome[c]) > _CONCEPT_MOVED / 2]
-    return [_test("concept_change", outcome.abs().max(), _CONCEPT_MOVED, loud[:5], "move of queue and flows, given the hub's state"),
+    return [_test("concept_change", outcome.abs().max(), limit, loud[:5], "move of queue and flows, given the hub's state"),
             _test("covariate_shift", np.sqrt((pace.clip(-20, 20) ** 2).mean()), _PACE_MOVED, pace.index[:5], "move of load and pace, given the hub's state")]
 
 # %% ../nbs/lib/18_retrain.ipynb #2b74af6c
@@ -451,7 +452,7 @@ def _reference(telemetry: pd.DataFrame, since: pd.Timestamp, old_days: float) ->
     when = telemetry["timestamp"]
     return telemetry[((when >= first) & (when < since - gap)) | (when >= since)].reset_index(drop=True)
 
-# %% ../nbs/lib/18_retrain.ipynb #3992ee99
+# %% ../nbs/lib/18_retrain.ipynb #fd7634c0
 def find_cause(
     findings: pd.DataFrame,  # columns of `FINDING_COLUMNS`; may be empty
     telemetry: pd.DataFrame | None = None,  # one line's, the suspicious time and some weeks before; None: by the findings alone
@@ -470,8 +471,9 @@ def find_cause(
     old, new = telemetry[telemetry["timestamp"] < since], telemetry[telemetry["timestamp"] >= since]
     if min(len(old), len(new)) < 4 * _BLOCK_MIN:
         raise InputError("too little telemetry to compare before and after", got=f"{len(old)} and {len(new)} minutes", fix="give half a day of each, at least")
-    tests = pd.DataFrame([_quality_test(telemetry, since), _capacity_test(old, new), *_concept_tests(telemetry, since),
-                          *_shift_tests(telemetry, since, load_site(site))])
+    states, labels = _shift_tests(telemetry, since, load_site(site))
+    concept = _concept_tests(telemetry, since, states["value"])
+    tests = pd.DataFrame([_quality_test(telemetry, since), _capacity_test(old, new), *concept, states, labels])
     return _told(_named(tests, findings), tests, since)
 
 # %% ../nbs/lib/18_retrain.ipynb #8d0e23b3

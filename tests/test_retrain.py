@@ -14,6 +14,7 @@ from amhs.deployment import deploy, deployment_records, read_deployment, rollbac
 from amhs.develop import fitted, four_comparisons, package_model
 from amhs.inference import load_package
 from amhs.model import make_model
+from amhs.rehearsal import Rehearsal, hub_of
 from amhs.retrain import FINDING_COLUMNS, Facts, Plan, decide, design, find_cause, promotion
 from amhs.simulate import simulate
 from amhs.store import observation_rows, open_store
@@ -146,6 +147,14 @@ def test_the_cause_is_named(histories, cause):
     named = find_cause(NOTHING, telemetry, since, old_days=10)
     assert named.name == cause, named.evidence
     assert (named.since is None) == (cause == "none")
+
+
+def test_far_from_what_it_learnt_from_a_regression_proves_nothing():
+    "The end of a season: queue and flows no longer follow from a state that never was, and nothing but the state has changed."
+    telemetry = pd.concat(hub_of(Rehearsal("season", days=20, seed=15), "HUB1"), ignore_index=True)
+    named = find_cause(NOTHING, telemetry, telemetry["timestamp"].iloc[-1] - 3 * DAY)
+    tests = named.evidence.set_index("test")
+    assert named.name == "covariate_shift" and tests.loc["other_states", "value"] > 5 and tests.loc["concept_change", "value"] > 2.6
 
 
 def test_the_columns_that_carry_it_are_named(histories):
