@@ -177,17 +177,17 @@ class Boosting(Frozen):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     jobs: int = Field(0, ge=0)  # heads trained at once, one thread each; 0: as many as there are cores
 
-# %% ../nbs/lib/08_model.ipynb #ab05232e
+# %% ../nbs/lib/08_model.ipynb #862f4464
 class Hub(Boosting):
     "Hyper-parameters of the `hub` model."
 
     feature_set: Feature = "hub"
     trees: Count = 600
-    depth: int = Field(6, ge=1, le=16)
-    learning_rate: float = Field(0.07, gt=0, le=1)
-    subsample: float = Field(0.7, gt=0, le=1)
+    depth: int = Field(4, ge=1, le=16)
+    learning_rate: float = Field(0.06, gt=0, le=1)
+    subsample: float = Field(0.8, gt=0, le=1)
     colsample: float = Field(0.5, gt=0, le=1)
-    min_child_weight: float = Field(20.0, ge=0)
+    min_child_weight: float = Field(50.0, ge=0)
     objective: Literal["squared", "absolute", "huber"] = "absolute"
     heavy_weight: float = Field(1.0, ge=1)
     early_stopping: int = Field(40, ge=0)
