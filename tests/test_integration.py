@@ -203,7 +203,7 @@ def said(p99_ms, refused=0):
 ])
 def test_a_disturbed_load_is_offered_again_and_every_attempt_is_told(monkeypatch, reports, offered):
     left = list(reports)
-    monkeypatch.setattr(integration, "load", lambda *_: left.pop(0))
+    monkeypatch.setattr(integration, "_load", lambda *_: left.pop(0))
     params = load_params("integration", "full")
     assert params.load_attempts == 3 and params.max_refused_share == 0.001
     found = integration.loads(None, None, params, p99_ms=100)
