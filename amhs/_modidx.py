@@ -1465,6 +1465,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'amhs.operate.retrain_here': ('lib/operate.html#retrain_here', 'amhs/operate.py'),
                               'amhs.operate.retrain_lines': ('lib/operate.html#retrain_lines', 'amhs/operate.py'),
                               'amhs.operate.site_of': ('lib/operate.html#site_of', 'amhs/operate.py'),
+                              'amhs.operate.stand_back': ('lib/operate.html#stand_back', 'amhs/operate.py'),
                               'amhs.operate.tell': ('lib/operate.html#tell', 'amhs/operate.py')},
             'amhs.operating': { 'amhs.operating._for_ever': ('lib/operating.html#_for_ever', 'amhs/operating.py'),
                                 'amhs.operating._once': ('lib/operating.html#_once', 'amhs/operating.py'),

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['OperateParams', 'load_operate', 'Operation', 'lines_of', 'package_of', 'site_of', 'predict', 'join', 'day_before',
            'check', 'tell', 'facts_of', 'ask_for_retraining', 'judge_lines', 'retrain_lines', 'plan_of',
-           'put_in_charge', 'retrain_here', 'expire', 'jobs_of', 'pipeline_command', 'retrain_apart', 'make_operation',
-           'keep_operating', 'labelled_history', 'first_package']
+           'put_in_charge', 'retrain_here', 'expire', 'jobs_of', 'stand_back', 'pipeline_command', 'retrain_apart',
+           'make_operation', 'keep_operating', 'labelled_history', 'first_package']
 
 # %% ../nbs/lib/18_operate.ipynb #f681776b
 import json, os, sys, tempfile, threading
@@ -41,7 +41,7 @@ from .serve import load_serving
 from .store import Store, minute_of, open_store, telemetry_of
 from .targets import build_targets, time_split
 
-# %% ../nbs/lib/18_operate.ipynb #411a815a
+# %% ../nbs/lib/18_operate.ipynb #8c4ab41f
 class OperateParams(Frozen):
     "What is done when; `params/operate.yaml`. Times of day are UTC."
 
@@ -55,7 +55,7 @@ class OperateParams(Frozen):
     retrain: Literal["pipeline", "off"] = "pipeline"
     profile: str = "demo"  # how big a retraining is
     nice: int = Field(15, ge=0, le=19)  # how far it stands back behind the service
-    threads: Count = 1
+    threads: Count = 1  # processors of it
     wake_s: float = Field(20, gt=0)  # between two looks at what is due
     lease_s: float = Field(60, gt=0)  # after which the job of a process that died is taken over
 
@@ -408,7 +408,15 @@ def jobs_of(
              job("decide", judge_lines, after=("check",)), job("retrain", retrain_lines, after=("decide",), tries=3)]
     return found if keep else [*found, job("expire", expire, 1440, "latest", ("decide",))]
 
-# %% ../nbs/lib/18_operate.ipynb #41cd006a
+# %% ../nbs/lib/18_operate.ipynb #33875548
+def stand_back(
+    params: OperateParams,  # threads, nice
+) -> list[str]:  # words to put before a command
+    "Few processors, and the least claim on them."
+    few = sorted(os.sched_getaffinity(0))[-params.threads :]
+    return ["taskset", "--cpu-list", ",".join(map(str, few)), "nice", "-n", str(params.nice)]
+
+# %% ../nbs/lib/18_operate.ipynb #77b83e5a
 def pipeline_command(
     operation: Operation,  # says how big, how nice
     line: str,  # a hub
@@ -419,12 +427,9 @@ def pipeline_command(
     again = ["--resume", run_id] if (settings().runs / run_id / "run.json").is_file() else ["--run-id", run_id]
     amhs = str(Path(sys.executable).with_name("amhs"))
     sets = [w for s in ("data.source=store", f"redesign.line={line}", f"promotion.lines=[{line}]") for w in ("--set", s)]
-    return ["nice", "-n", str(operation.params.nice), amhs, "run", "retrain", "--profile", operation.params.profile, *sets, *again]
+    return [*stand_back(operation.params), amhs, "run", "retrain", "--profile", operation.params.profile, *sets, *again]
 
-# %% ../nbs/lib/18_operate.ipynb #9dd73042
-_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "MKL_NUM_THREADS")
-
-
+# %% ../nbs/lib/18_operate.ipynb #6e9547e2
 def retrain_apart(
     operation: Operation,  # all there is
     line: str,  # a hub
@@ -432,9 +437,8 @@ def retrain_apart(
     due: datetime,  # its time
 ) -> str:  # what became of it
     "Retrain by the pipeline; what it says is kept, and its report tells the rest."
-    environment = {**os.environ, **dict.fromkeys(_THREADS, str(operation.params.threads))}
     with tempfile.TemporaryDirectory(prefix="amhs-operate-") as scratch:
-        with Child(pipeline_command(operation, line, due), environment, Path(scratch) / "said.txt", project_root()) as child:
+        with Child(pipeline_command(operation, line, due), dict(os.environ), Path(scratch) / "said.txt", project_root()) as child:
             status = child.process.wait()
         said = child.log.read_text(encoding="utf-8", errors="replace").strip()
     if status not in (0, 3):

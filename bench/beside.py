@@ -1,6 +1,6 @@
 """A model is trained while the service answers: what that costs those who ask, at a hundred windows a second.
 
-The training is what `amhs operate` starts for a retraining: a pipeline of its own, standing back by `nice` and with as many threads as
+The training is what `amhs operate` starts for a retraining: a pipeline of its own, standing back by `nice` and on as many processors as
 params/operate.yaml allows. The load is measured before, during and after it; before and after are put together.
 
     python bench/beside.py [--seconds 30] [--rate 100]
@@ -18,14 +18,13 @@ from pathlib import Path
 import serving
 from common import figure, record
 
-from amhs.operate import _THREADS, load_operate
+from amhs.operate import load_operate, stand_back
 
 
 def training(home: Path) -> subprocess.Popen:
     "Stages 01 to 06 of the demo, as a retraining runs."
-    params = load_operate()
-    own = {"AMHS_RUNS": home / "runs", "AMHS_DATA": home / "data", "AMHS_REGISTRY": "off"} | dict.fromkeys(_THREADS, params.threads)
-    words = ["nice", "-n", str(params.nice), Path(sys.executable).with_name("amhs"), "run", "develop", "--profile", "demo", "--to", "train"]
+    own = {"AMHS_RUNS": home / "runs", "AMHS_DATA": home / "data", "AMHS_REGISTRY": "off"}
+    words = [*stand_back(load_operate()), Path(sys.executable).with_name("amhs"), "run", "develop", "--profile", "demo", "--to", "train"]
     with open(home / "log", "w") as log:
         return subprocess.Popen(words, cwd=serving.HOUSE, env={**os.environ, **{k: str(v) for k, v in own.items()}}, stdout=log, stderr=log,
                                 start_new_session=True)
