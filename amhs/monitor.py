@@ -257,7 +257,7 @@ def control_width(
     t = stats.t.isf(stats.norm.sf(spreads), max(known_days - 2, 1))
     return float(min(t, 3 * spreads) * np.sqrt(1 / max(days, 0.25) + 1 / max(test_days, 1)))
 
-# %% ../nbs/lib/18_monitor.ipynb #7c4829d9
+# %% ../nbs/lib/18_monitor.ipynb #8f5f13b0
 _LESS_IS_BETTER = ("mae", "rmse", "log_loss", "ece", "surge_ece")
 _MORE_IS_BETTER = ("skill", "r2_level", "r2_change", "accuracy", "balanced_accuracy", "macro_f1", "surge_precision", "surge_recall", "coverage")
 _KEY = ["slice", "part", "horizon_min", "target", "metric"]
@@ -266,7 +266,8 @@ _KEY = ["slice", "part", "horizon_min", "target", "metric"]
 def _limits(table: pd.DataFrame, base: Mapping, days: float, spreads: float) -> pd.DataFrame:
     "Control limits beside the values, and whether a value lies outside them on the wrong side."
     known = pd.DataFrame(base["numbers"]) if base else pd.DataFrame(columns=[*_KEY, "centre", "spread", "days"])
-    table = table.merge(known.astype({"horizon_min": "int64"}), on=_KEY, how="left")
+    numbers = {"horizon_min": "int64", "centre": "float64", "spread": "float64", "days": "float64"}
+    table = table.merge(known.astype(numbers), on=_KEY, how="left")
     wide = [control_width(days, base.get("test_days", 1), n, spreads) if n == n else np.nan for n in table["days"]]
     width = wide * np.maximum(table["spread"], 0.02 * table["centre"].abs())
     table = table.assign(low=table["centre"] - width, high=table["centre"] + width)
