@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SEARCHED', 'sampled', 'fold_score', 'training_tables', 'drivers', 'feature_study', 'search', 'choose', 'choice_table']
 
-# %% ../nbs/lib/12_tuning.ipynb #5892511b
+# %% ../nbs/lib/12_tuning.ipynb #65a1103e
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +15,8 @@ import numpy as np
 import pandas as pd
 
 from . import model as models
+from . import smooth, spread
+from . import targets as labels
 from .config import HORIZONS_MIN, PURGE_GAP_MIN, DevelopParams
 from .core import InputError, sha256_file, sha256_json
 from .develop import Labelled, block, change_ratios
@@ -122,20 +124,20 @@ def _sha256(table: pd.DataFrame) -> str:
     "Of the contents of a table of numbers."
     return hashlib.sha256(np.ascontiguousarray(table.to_numpy())).hexdigest() + sha256_json(list(table))
 
-# %% ../nbs/lib/12_tuning.ipynb #d4e6a24b
-def _study(file: Path | None, startup: int = 5) -> "optuna.Study":
+# %% ../nbs/lib/12_tuning.ipynb #9233599c
+def _study(file: Path | None) -> "optuna.Study":
     "A study, new or gone on with."
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    pruner = optuna.pruners.MedianPruner(n_startup_trials=startup)
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=5)
     if file is None:
         return optuna.create_study(study_name="search", pruner=pruner)
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
         return optuna.create_study(storage=f"sqlite:///{file}", study_name="search", load_if_exists=True, pruner=pruner)
     except Exception as e:  # SQLAlchemy's many
-        raise InputError(f"a study cannot be gone on with: {e}", got=file, fix="delete the file; the search begins anew") from e
+        raise InputError(f"a study cannot be gone on with: {e}", got=file, fix="mend what it says, or delete the file: the search begins anew") from e
 
 # %% ../nbs/lib/12_tuning.ipynb #08357ad6
 def _done(study: "optuna.Study") -> list["optuna.trial.FrozenTrial"]:
@@ -155,7 +157,7 @@ def _trials(done: list["optuna.trial.FrozenTrial"]) -> pd.DataFrame:
              "origin": "default" if i == 0 else "search", **t.params} for i, t in enumerate(done)]
     return pd.DataFrame(rows).sort_values(["state", "score"], ignore_index=True)
 
-# %% ../nbs/lib/12_tuning.ipynb #bbec7623
+# %% ../nbs/lib/12_tuning.ipynb #904fdbb3
 def search(
     features: pd.DataFrame,  # of the training block, sorted by time
     targets: pd.DataFrame,  # same rows
@@ -165,8 +167,10 @@ def search(
 ) -> pd.DataFrame:  # one row per trial: score, state, folds seen, configuration; best first, those given up last
     "Search the hub model's hyper-parameters, or go on with it. Minutes are those of all trials of the study, whichever process tried them."
     import optuna
+    import xgboost
 
-    asked = [_sha256(features), _sha256(targets), params.folds, params.trees, params.seed, list(horizons), sha256_file(models.__file__)]
+    asked = [_sha256(features), _sha256(targets), params.folds, params.trees, params.seed, list(horizons),
+             xgboost.__version__, *(sha256_file(module.__file__) for module in (models, smooth, spread, labels))]
     study = _study(Path(folder) / f"{sha256_json(asked)[:16]}.sqlite" if folder else None)
     while not _enough(done := _done(study), params):
         if not done:

@@ -235,6 +235,13 @@ def test_killed_at_any_moment_the_night_is_as_if_nothing_had_been(morning, undis
 
 # ---- the same, of a retraining by the pipeline
 
+def test_a_retraining_sees_as_many_processors_as_it_may_use():
+    params = operate.OperateParams(threads=1, nice=15)
+    said = subprocess.run([*operate.stand_back(params), sys.executable, "-c", "import os; print(len(os.sched_getaffinity(0)), os.nice(0))"],
+                          capture_output=True, text=True, check=True).stdout
+    assert said.split() == ["1", str(os.nice(0) + 15)]
+
+
 OPERATOR = """
 from datetime import UTC, datetime
 from types import SimpleNamespace
