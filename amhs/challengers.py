@@ -6,7 +6,7 @@
 __all__ = ['NEEDS', 'LOOK_MIN', 'LAYERS', 'AT_ONCE', 'lacking', 'Leaves', 'Leafwise', 'Network', 'Deep', 'Team', 'Ensemble',
            'answers_with']
 
-# %% ../nbs/lib/08_challengers.ipynb #a018513c
+# %% ../nbs/lib/08_challengers.ipynb #f7d3c2e4
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
@@ -21,7 +21,7 @@ from pydantic import Field
 
 from .config import CLASSES, TARGETS, Count, Feature, Frozen
 from .core import ModelError, ParameterError, seeded
-from .features import FEATURE_SETS
+from .features import FEATURE_SETS, sensors_of
 from amhs.model import (
     Forecaster, change_heads, cores, heads, informative, load_model, make_model, pick_device, softmax, thinning,
 )
@@ -78,12 +78,14 @@ def _params(self: Leafwise, head: str) -> dict:
         "feature_fraction": p.colsample, "min_data_in_leaf": p.min_rows, "max_bin": p.bins, "seed": self.seed,
         "deterministic": True, "force_row_wise": True, "num_threads": 1, "verbosity": -1}
 
-# %% ../nbs/lib/08_challengers.ipynb #5546ec97
+# %% ../nbs/lib/08_challengers.ipynb #ee7f9a99
 @patch
 def _start(self: Leafwise, X: np.ndarray, targets: pd.DataFrame) -> np.ndarray:
     "Fit the smooth forecast; the training rows with its answers beside them, each by a fit that did not see the row's time."
     rank = targets.index.get_level_values("timestamp").argsort().argsort()
-    self.smooth, left_out = fit_smooth(X, targets[change_heads(self.horizons)].to_numpy(), informative(X), rank)
+    reads = informative(X)
+    sensors = sensors_of([self.features[i] for i in reads], self.feature_set)
+    self.smooth, left_out = fit_smooth(X, targets[change_heads(self.horizons)].to_numpy(), reads, rank, sensors)
     return np.concatenate([X, left_out[:, : len(change_heads(self.horizons))]], axis=1)
 
 # %% ../nbs/lib/08_challengers.ipynb #25dd344f

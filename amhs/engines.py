@@ -105,14 +105,14 @@ class Finish(NamedTuple):
     now: int  # position of the level of now in a row
     spread: int  # position of the first log spread in a widened row; -1: there is none, and classes have log-odds
 
-# %% ../nbs/lib/15_engines.ipynb #d614f765
+# %% ../nbs/lib/15_engines.ipynb #8250badd
 def read_finish(
     forecaster: Forecaster,  # trained
 ) -> Finish:
     "How a forecaster turns margins into forecasts."
     usual = {"scale": 1.0, "bias": [0.0] * len(CLASSES), "quantiles": [0.0] * len(LEVELS), "edges": [0.0, 0.0]}
     known = [usual | getattr(forecaster, "calibration", {}).get(str(h), {}) for h in forecaster.horizons]
-    outputs = len(getattr(forecaster, "smooth", no_smooth()).base)
+    outputs = len(getattr(forecaster, "smooth", no_smooth()).least)
     return Finish(*(np.array([c[name] for c in known], "float64") for name in usual), bool(getattr(forecaster.hyper, "ordered", False)),
                   forecaster.features.index(NOW), len(forecaster.features) + outputs // 2 if outputs else -1)
 
@@ -387,7 +387,7 @@ def _onnx_attributes(
     leaf = {"treeids": tree[~inner], "nodeids": place[~inner], "ids": trees.output[tree[~inner]], "weights": trees.value[~inner]}
     return {f"nodes_{k}": v.tolist() for k, v in node.items()} | {f"target_{k}": v.tolist() for k, v in leaf.items()}
 
-# %% ../nbs/lib/15_engines.ipynb #522a33f2
+# %% ../nbs/lib/15_engines.ipynb #3590e4e8
 def _graph(forecaster: Boosted) -> bytes:
     "A forecaster's trees as an ONNX model."
     from onnx import TensorProto, checker, helper
@@ -395,7 +395,7 @@ def _graph(forecaster: Boosted) -> bytes:
     trees = read_trees(forecaster)
     node = helper.make_node("TreeEnsembleRegressor", ["x"], ["margins"], domain="ai.onnx.ml", n_targets=len(trees.base), aggregate_function="SUM",
                             post_transform="NONE", base_values=trees.base.tolist(), **_onnx_attributes(trees))
-    width = len(forecaster.features) + len(forecaster.smooth.base)
+    width = len(forecaster.features) + len(forecaster.smooth.least)
     shapes = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [None, k]) for n, k in (("x", width), ("margins", len(trees.base)))]
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
     model = helper.make_model(helper.make_graph([node], "forest", shapes[:1], shapes[1:]), opset_imports=opsets, ir_version=8)
@@ -541,11 +541,11 @@ def _sum_row(forest, ranks, at, out):
                 total += forest.leaves[((first + k) << forest.depth) + np.int64(at[k]) - size]
         out[o] = total
 
-# %% ../nbs/lib/15_engines.ipynb #39e4c55a
+# %% ../nbs/lib/15_engines.ipynb #7b34a294
 @njit(nogil=True, cache=True, error_model="numpy")
 def _forecast_row(forest, finish, smooth, x, out):
     "From one row of features to its forecast."
-    n, wide = len(x), np.empty(len(x) + len(smooth.base), np.float32)
+    n, wide = len(x), np.empty(len(x) + len(smooth.least), np.float32)
     wide[:n] = x
     smooth_row(smooth, x, np.empty(len(smooth.base)), wide[n:])
     ranks, at = np.empty(2 * len(forest.reads) + 1, np.int32), np.empty(FLIGHT, np.uint32)

@@ -7,7 +7,7 @@ __all__ = ['V8_WINDOW_GROUPS', 'HUB_DETAIL_GROUPS', 'DAY_MIN', 'WEEK_MIN', 'THUR
            'RAW', 'SUM5', 'TILT5', 'SPREAD5', 'HIGH5', 'LOW5', 'SCRATCH', 'TILE', 'MISSING', 'NEEDS', 'FEATURE_SETS',
            'Node', 'Series', 'Window', 'Number', 'Map', 'Clock', 'Average', 'Feature', 'v8_features', 'hub_features',
            'window_features', 'wide_features', 'Op', 'higher', 'lower', 'Program', 'Step', 'FeatureKernel',
-           'compile_features', 'feature_table', 'build_features']
+           'compile_features', 'feature_table', 'sensors_of', 'build_features']
 
 # %% ../nbs/lib/05_features.ipynb #04f98ef8
 import os, threading
@@ -1205,6 +1205,17 @@ def feature_table(
     missing = compile_features(feature_set, columns).missing
     return pd.DataFrame([{"name": f.name, "group": f.group, "sources": ", ".join(f.sources()), "history_min": f.history_min(),
                           "missing": ", ".join(missing.get(f.name, []))} for f in _features(feature_set, Thresholds())])
+
+# %% ../nbs/lib/05_features.ipynb #fc8c63fc
+def sensors_of(
+    names: Sequence[str],  # features; what the set does not know is a sensor of its own
+    feature_set: str = "hub",  # a name in FEATURE_SETS
+) -> np.ndarray:  # bool (features, sensors)
+    "Which features share a sensor."
+    made = {f.name: [c for c in f.sources() if c != "hub_jobs"] for f in _features(feature_set, Thresholds())}
+    behind = [made.get(name, [name]) for name in names]
+    every = dict.fromkeys(c for sources in behind for c in sources)
+    return np.array([[c in sources for c in every] for sources in behind], bool).reshape(len(names), len(every))
 
 # %% ../nbs/lib/05_features.ipynb #8c656d10
 @lru_cache(maxsize=100_000)

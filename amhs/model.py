@@ -7,7 +7,7 @@ __all__ = ['NOW', 'MODELS', 'heads', 'change_heads', 'align', 'ordered', 'surge_
            'Lines', 'Forecaster', 'Persistence', 'Linear', 'softmax', 'Boosted', 'informative', 'cores', 'thinning',
            'calibrated', 'log_loss', 'fit_calibration', 'ModelKind', 'make_model', 'load_model']
 
-# %% ../nbs/lib/08_model.ipynb #88dc7c4d
+# %% ../nbs/lib/08_model.ipynb #0e46a424
 import json, os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +28,7 @@ from pydantic import Field
 
 from .config import CLASSES, HORIZONS_MIN, TARGETS, Count, Feature, Frozen, checked
 from .core import InputError, ModelError, ParameterError, atomic_path, nearest, read_json, sha256_file, sha256_json
+from .features import sensors_of
 from .smooth import Smooth, fit_smooth, no_smooth, passed_on, read_smooth, widened, write_smooth
 from .spread import class_edges, class_rows, class_slope, error_quantiles
 
@@ -543,7 +544,7 @@ def _workers(self: Boosted, device: str) -> int:
     "Heads trained at once; a GPU is busy enough with one."
     return 1 if device == "cuda" else min(self.hyper.jobs or cores(), len(heads(self.horizons)))
 
-# %% ../nbs/lib/08_model.ipynb #d450405f
+# %% ../nbs/lib/08_model.ipynb #5db52dd0
 @patch
 def _start(self: Boosted, X: np.ndarray, targets: pd.DataFrame) -> np.ndarray:
     "Choose the columns that the boosters read, fit the smooth forecast; the training rows as the boosters read them."
@@ -553,7 +554,7 @@ def _start(self: Boosted, X: np.ndarray, targets: pd.DataFrame) -> np.ndarray:
         return X[:, columns]
     changes = change_heads(self.horizons)
     rank = targets.index.get_level_values("timestamp").argsort().argsort()
-    self.smooth, left_out = fit_smooth(X, targets[changes].to_numpy(), columns, rank)
+    self.smooth, left_out = fit_smooth(X, targets[changes].to_numpy(), columns, rank, sensors_of(self.used, self.feature_set))
     self.used += [f"smooth_{head}" for head in changes]
     self._count_errors(targets, *np.split(left_out.reshape(len(X), 2 * len(self.horizons), -1), 2, axis=1))
     return np.concatenate([X[:, columns], left_out[:, : len(changes)]], axis=1)
@@ -682,14 +683,14 @@ def _margins(booster: "xgboost.Booster", X: np.ndarray) -> np.ndarray:
     booster.set_param({"nthread": cores() if len(X) > 256 else 1})
     return booster.inplace_predict(X, predict_type="margin")
 
-# %% ../nbs/lib/08_model.ipynb #08cb7112
+# %% ../nbs/lib/08_model.ipynb #74fbfec7
 @patch
 def _middle(self: Boosted, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "What the trees say of the changes, and the logarithms of their spreads, (rows, horizons, 3) each."
     wide, shape = widened(self.smooth, X), (len(X), len(self.horizons), len(TARGETS))
     read = wide[:, self._at()]
     changes = np.stack([_margins(self.boosters[head], read) for head in change_heads(self.horizons)], axis=1).reshape(shape)
-    return changes, wide[:, -len(self.smooth.base) // 2 :].reshape(shape) if self.hyper.smooth else np.zeros(shape)
+    return changes, wide[:, -len(self.smooth.least) // 2 :].reshape(shape) if self.hyper.smooth else np.zeros(shape)
 
 # %% ../nbs/lib/08_model.ipynb #1e664d09
 @patch
@@ -710,7 +711,7 @@ def _answer(self: Boosted, X: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nd
 def _decides_by(self: Boosted) -> dict[str, list[float]]:
     return self.shares if self.hyper.calibrate else {}
 
-# %% ../nbs/lib/08_model.ipynb #3a46315b
+# %% ../nbs/lib/08_model.ipynb #7b5c7b9e
 @patch
 def _weigh(self: Boosted, X: np.ndarray, head: str, klass: int | None) -> np.ndarray:
     "SHAP contributions (rows, features + base); features no booster reads contribute nothing."
@@ -720,7 +721,7 @@ def _weigh(self: Boosted, X: np.ndarray, head: str, klass: int | None) -> np.nda
         return self._weigh_class(X, head.rpartition("_")[2], klass)
     said = self.boosters[head].predict(xgb.DMatrix(self._columns(X)), pred_contribs=True)
     said = said if klass is None else said[:, klass]
-    wide = np.zeros((len(X), len(self.features) + len(self.smooth.base)))
+    wide = np.zeros((len(X), len(self.features) + len(self.smooth.least)))
     wide[:, self._at()] = said[:, :-1]
     return np.concatenate([passed_on(self.smooth, X, wide), said[:, -1:]], axis=1, dtype=np.float32)
 
@@ -814,14 +815,14 @@ def _write(self: Boosted, folder: Path) -> dict:
     write_smooth(self.smooth, folder)
     return {"used": self.used, "calibration": self.calibration}
 
-# %% ../nbs/lib/08_model.ipynb #0b182b8f
+# %% ../nbs/lib/08_model.ipynb #9b0485d8
 @patch
 def _card(self: Forecaster, state: dict, files: dict[str, str]) -> dict:
     "What model.json holds, sealed."
     versions = {name: version(name) for name in ("amhs", "numpy")} | _booster_version()
     info = {k: v for k, v in self.info.items() if k != "seconds"}  # the same training gives the same files
     card = {
-        "format": 2, "name": self.name, "horizons": self.horizons, "seed": self.seed, "hyper": self.hyper.model_dump(),
+        "format": 3, "name": self.name, "horizons": self.horizons, "seed": self.seed, "hyper": self.hyper.model_dump(),
         "features": self.features, "shares": self.shares, "info": info, "versions": versions, "state": state, "files": files,
     }
     card = json.loads(json.dumps(card))
@@ -850,7 +851,7 @@ def save(
         (tmp / "model.json").write_text(json.dumps(self._card(state, files), indent=1), encoding="utf-8")
     return Path(folder)
 
-# %% ../nbs/lib/08_model.ipynb #a60f54dc
+# %% ../nbs/lib/08_model.ipynb #8f7ada72
 def _checked_card(folder: Path) -> dict:
     "model.json, after all hashes have been found right."
     try:
@@ -863,7 +864,7 @@ def _checked_card(folder: Path) -> dict:
     wrong += [n for n, known in files.items() if not (folder / n).is_file() or sha256_file(folder / n) != known]
     if wrong:
         raise ModelError("a saved model was changed or damaged", got=wrong, fix="restore it, or train and save it again")
-    if card["format"] != 2:
+    if card["format"] != 3:
         raise ModelError("a model of another format", got=card["format"], fix="load it with the version of amhs that wrote it, or train it again")
     return card
 

@@ -120,7 +120,7 @@ def test_contributions_are_xgboosts_approximate_ones_and_add_up(model, engines):
     X = odd_rows(model)[40:80]
     for output, head in {2: "change_max_10", 7: "change_avg_15"}.items():
         theirs = model.boosters[head].predict(xgb.DMatrix(model._columns(X)), pred_contribs=True, approx_contribs=True)
-        wide = np.zeros((len(X), len(model.features) + len(model.smooth.base)))
+        wide = np.zeros((len(X), len(model.features) + len(model.smooth.least)))
         wide[:, model._at()] = theirs[:, :-1]
         passed = passed_on(model.smooth, X, wide)
         for i, x in enumerate(X):

@@ -26,7 +26,7 @@ def test_a_row_alone_is_a_row_among_others_to_the_bit(found, X):
     assert np.array_equal(many[:, :7], X, equal_nan=True) and np.isfinite(many[:, 7:]).all()
     for x, known in zip(X, many):
         out = np.empty(4, "float32")
-        smooth_row(found, x, np.empty(4), out)
+        smooth_row(found, x, np.empty(6), out)
         assert np.array_equal(out, known[7:])
     assert np.array_equal(widened(found, np.asfortranarray(X)), many, equal_nan=True)
 
@@ -44,6 +44,47 @@ def test_it_runs_away_nowhere(found, side):
     "A thousand standard deviations off is as four."
     far, near = (widened(found, np.full((1, 7), 10 + 3 * side * s, "float32"))[0, 7:] for s in (1000, LIMIT * 1.2))
     assert np.array_equal(far, near)
+
+
+@pytest.fixture(scope="module")
+def two_counters():
+    "Two sensors that tell nearly the same; what the target does lies in the small difference."
+    rng = np.random.default_rng(7)
+    level = rng.normal(200, 40, size=3000)
+    X = np.stack([level, level + rng.normal(0, 4, size=3000)], axis=1).astype("float32")
+    Y = (2.5 * (X[:, :1] - X[:, 1:]) + rng.normal(size=(3000, 1))).astype("float64")
+    return fit_smooth(X, Y, [0, 1], np.arange(3000))[0], X, Y[:, 0]
+
+
+@pytest.mark.parametrize("value", [180.0, 60.0, np.nan])
+def test_a_sensor_that_fails_does_little_harm(two_counters, value):
+    "One that stands still, or shows nothing: without the calm forecast the answer would be off by many times what it is."
+    smooth, X, Y = two_counters
+    spoilt = np.column_stack([X[:, 0], np.full(len(X), value, "float32")])
+    free = smooth._replace(limit=np.full(1, np.inf), least=np.full(2, -np.inf), most=np.full(2, np.inf))
+    guarded = smooth._replace(least=free.least, most=free.most)
+    sound, harmed, harmed_freely = (np.abs(widened(s, rows)[:, 2] - Y).mean() for s, rows in ((guarded, X), (guarded, spoilt), (free, spoilt)))
+    assert sound < 1.2 < 5 * sound < harmed_freely, "or the test proves nothing"
+    assert harmed < harmed_freely / 3
+
+
+@given(arrays("float32", (4, 7), elements=NUMBERS))
+@settings(max_examples=40, deadline=None)
+def test_no_forecast_is_further_from_the_calm_one_than_believed(found, X):
+    calm = found._replace(limit=np.zeros(2))
+    told, least = widened(found, X)[:, 7:9], widened(calm, X)[:, 7:9]
+    assert (np.abs(told - least) <= found.limit + 1e-3).all()
+
+
+def test_features_that_share_a_sensor_fail_together():
+    "A difference of two features of one sensor is trusted, the same difference of two sensors is not."
+    rng = np.random.default_rng(8)
+    X = rng.normal(size=(2000, 1)) + 0.05 * rng.normal(size=(2000, 2))
+    Y = 10 * (X[:, :1] - X[:, 1:])
+    lost = {name: fit_smooth(X.astype("float32"), Y, [0, 1], np.arange(2000), s)[0]._replace(limit=np.zeros(1))
+            for name, s in (("one", np.ones((2, 1))), ("two", np.eye(2)))}
+    error = {name: np.abs(widened(s, X.astype("float32"))[:, 2] - Y[:, 0]).mean() for name, s in lost.items()}
+    assert error["one"] < 0.2 * error["two"]
 
 
 def test_noise_is_not_learnt():
@@ -100,4 +141,4 @@ def test_written_and_read(found, tmp_path):
     assert all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in zip(found, again, strict=True))
     (tmp_path / "none").mkdir()
     write_smooth(no_smooth(), tmp_path / "none")
-    assert not list((tmp_path / "none").iterdir()) and not len(read_smooth(tmp_path / "none").base)
+    assert not list((tmp_path / "none").iterdir()) and not len(read_smooth(tmp_path / "none").least)
