@@ -7,8 +7,8 @@ __all__ = ['REFERENCE_DAYS', 'Distribution', 'shares_of', 'distribution', 'psi',
            'slots_of', 'day_numbers', 'read_distribution', 'day_shifts', 'joint_of', 'Joint', 'joint_distance',
            'load_edges', 'numbers_of', 'expected_errors', 'expected_error', 'make_baseline']
 
-# %% ../nbs/lib/14_baseline.ipynb #083b519f
-from collections.abc import Iterable, Mapping
+# %% ../nbs/lib/14_baseline.ipynb #b437e0f5
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -345,14 +345,14 @@ def _covered(forecast: pd.DataFrame, targets: pd.DataFrame, block: np.ndarray, d
                      "days": len(days), "slice": "all", "part": ""})
     return pd.DataFrame(rows)
 
-# %% ../nbs/lib/14_baseline.ipynb #e45f93ea
+# %% ../nbs/lib/14_baseline.ipynb #3434585f
 def numbers_of(
     forecast: pd.DataFrame,  # of one line
     targets: pd.DataFrame,  # what then happened, same rows
     block: np.ndarray,  # text (rows,): test, and others
     site: Site,  # its clock
     edges: list[float],  # of load
-    intervals: Mapping[str, tuple[float, float]],  # change_<target>_<horizon> -> offsets, jobs; empty: none
+    intervals: Mapping[str, Sequence[Sequence[float]]],  # from `evaluate.interval_offsets`; empty: none
 ) -> pd.DataFrame:  # slice, part, horizon_min, target, metric, centre, spread, days
     "Every number of an evaluation with its spread from day to day, of all rows and of slices."
     day = day_numbers(targets.index.get_level_values("timestamp"), site)
@@ -460,7 +460,7 @@ def _told_part(forecast: pd.DataFrame, targets: pd.DataFrame, times: Mapping, si
     return {"test_days": test_days, "predictions": predictions, "labels": _labels(targets, day), "load_edges": edges,
             "numbers": numbers.round(6).to_dict("list"), "expected": expected_errors(forecast.iloc[fair], targets.iloc[fair], horizons, edges)}
 
-# %% ../nbs/lib/14_baseline.ipynb #490ec657
+# %% ../nbs/lib/14_baseline.ipynb #592b4513
 def make_baseline(
     telemetry: pd.DataFrame,  # what the model learnt from and was tested on: line, timestamp, columns
     features: pd.DataFrame,  # its features, by (line, timestamp)
@@ -468,7 +468,7 @@ def make_baseline(
     targets: pd.DataFrame,  # what then happened
     site: Site,  # time zone
     times: Mapping[str, list[str]],  # block -> first and last minute; `test` is the one the numbers are of
-    intervals: Mapping[str, tuple[float, float]] | None = None,  # change_<target>_<horizon> -> offsets, jobs
+    intervals: Mapping[str, Sequence[Sequence[float]]] | None = None,  # from `evaluate.interval_offsets`
     feature_every: int = 5,  # rows; neighbours are alike
 ) -> dict:  # line -> columns, joint, features, predictions, labels, numbers, expected, load_edges, since, until; fit for JSON
     "What was usual when a model was confirmed, for each of its lines."

@@ -7,7 +7,7 @@ __all__ = ['OUTPUTS', 'DEEPEST', 'FLIGHT', 'HIGHEST', 'BLOCK', 'ENGINES', 'Trees
            'finished', 'Engine', 'Original', 'Boosters', 'Merged', 'Onnx', 'Perfect', 'fill_up', 'Forest',
            'make_engine', 'seal', 'unseal', 'load_engine']
 
-# %% ../nbs/lib/15_engines.ipynb #963f5189
+# %% ../nbs/lib/15_engines.ipynb #dac204f8
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +23,7 @@ from .core import InputError, ModelError, ParameterError, nearest, read_json, sh
 from .features import higher, lower
 from .model import NOW, Boosted, Forecaster, load_model
 from .smooth import Smooth, no_smooth, passed_on, read_smooth, smooth_row, widened, write_smooth
-from .spread import LEVELS, class_row, class_slope
+from .spread import LEVELS, class_row, class_slope, even
 
 # %% ../nbs/lib/15_engines.ipynb #5207321e
 OUTPUTS = len(TARGETS) + len(CLASSES)
@@ -94,26 +94,28 @@ def read_trees(
 _KINDS = dict.fromkeys(("first", "output", "left", "right", "feature"), "int64") | {
     "value": "float32", "missing_left": "bool", "weight": "float32", "base": "float32"}
 
-# %% ../nbs/lib/15_engines.ipynb #c9f82a98
+# %% ../nbs/lib/15_engines.ipynb #7f41a260
 class Finish(NamedTuple):
     "What turns margins into a forecast"
     scale: np.ndarray  # float64 (horizons,), of the log-odds
     bias: np.ndarray  # float64 (horizons, 3), added to them
-    quantiles: np.ndarray  # float64 (horizons, 99), of errors in units of their spread
+    errors: np.ndarray  # float64 (horizons, rungs, 100), ladders of their quantiles in units of the spread
     edges: np.ndarray  # float64 (horizons, 2), between the classes, jobs
     ordered: bool  # whether the changes are made to agree
     now: int  # position of the level of now in a row
     spread: int  # position of the first log spread in a widened row; -1: there is none, and classes have log-odds
 
-# %% ../nbs/lib/15_engines.ipynb #8250badd
+# %% ../nbs/lib/15_engines.ipynb #e5cef5e5
 def read_finish(
     forecaster: Forecaster,  # trained
 ) -> Finish:
     "How a forecaster turns margins into forecasts."
-    usual = {"scale": 1.0, "bias": [0.0] * len(CLASSES), "quantiles": [0.0] * len(LEVELS), "edges": [0.0, 0.0]}
+    usual = {"scale": 1.0, "bias": [0.0] * len(CLASSES), "errors": [[0.0] * (1 + len(LEVELS))], "edges": [0.0, 0.0]}
     known = [usual | getattr(forecaster, "calibration", {}).get(str(h), {}) for h in forecaster.horizons]
     outputs = len(getattr(forecaster, "smooth", no_smooth()).least)
-    return Finish(*(np.array([c[name] for c in known], "float64") for name in usual), bool(getattr(forecaster.hyper, "ordered", False)),
+    said = {name: [c[name] for c in known] for name in usual}
+    arrays = (even(rows) if name == "errors" else np.array(rows, "float64") for name, rows in said.items())
+    return Finish(*arrays, bool(getattr(forecaster.hyper, "ordered", False)),
                   forecaster.features.index(NOW), len(forecaster.features) + outputs // 2 if outputs else -1)
 
 # %% ../nbs/lib/15_engines.ipynb #d06054c2
@@ -157,7 +159,7 @@ def _order(row, now):
         row[o + 2] = higher(row[o + 2], row[0])
         row[o + 1] = lower(higher(row[o + 1], row[o]), row[o + 2])
 
-# %% ../nbs/lib/15_engines.ipynb #cac95f47
+# %% ../nbs/lib/15_engines.ipynb #d38ffb95
 @njit(error_model="numpy")
 def _finish_row(finish, margins, wide, out):
     "One row's forecast: now, the outputs, the spreads."
@@ -173,7 +175,7 @@ def _finish_row(finish, margins, wide, out):
     for h in range(n):
         classes = told[OUTPUTS * h + 3 : OUTPUTS * h + 6]
         if finish.spread >= 0:
-            class_row(told[OUTPUTS * h + 2], spreads[3 * h + 2], finish.quantiles[h], finish.edges[h], classes)
+            class_row(told[OUTPUTS * h + 2], spreads[3 * h + 2], finish.errors[h], finish.edges[h], classes)
         else:
             _probabilities(margins[OUTPUTS * h + 3 : OUTPUTS * h + 6], finish.scale[h], finish.bias[h], classes)
 
@@ -670,12 +672,12 @@ def weigh(
     found = passed_on(self.smooth, X, booked)[0]
     return found * self._slope(wide, found.sum(), grown, horizon, klass) if klass >= 0 else found
 
-# %% ../nbs/lib/15_engines.ipynb #694f8609
+# %% ../nbs/lib/15_engines.ipynb #fe94bcf4
 @patch
 def _slope(self: Forest, wide: np.ndarray, moved: float, grown: int, horizon: int, klass: int) -> float:
     "Log-odds of a class per job, from where the trees start to what they say."
     change, spread = float(self._margins(wide)[0, grown]), float(np.exp(wide[0, self.finish.spread + 3 * horizon + 2]))
-    return class_slope(change - moved, change, spread, self.finish.quantiles[horizon], self.finish.edges[horizon], klass)[1]
+    return class_slope(change - moved, change, spread, self.finish.errors[horizon], self.finish.edges[horizon], klass)[1]
 
 # %% ../nbs/lib/15_engines.ipynb #6c664bd2
 ENGINES = {"boosters": Boosters, "merged": Merged, "onnx": Onnx, "forest": Forest}
@@ -749,7 +751,7 @@ def _write(self: Forest, folder: Path) -> dict:
     np.savez(folder / "forest.npz", **self.perfect._asdict())
     return {}
 
-# %% ../nbs/lib/15_engines.ipynb #dfbc6587
+# %% ../nbs/lib/15_engines.ipynb #fb6c07bc
 @patch
 def save(
     self: Engine,
@@ -760,7 +762,7 @@ def save(
     folder.mkdir(parents=True, exist_ok=True)
     finish = {n: v.tolist() if isinstance(v, np.ndarray) else v for n, v in self.finish._asdict().items()}
     write_smooth(self.smooth, folder)
-    seal(folder, "engine.json", {"format": 1, "kind": self.kind, "features": self.features, "horizons": self.horizons,
+    seal(folder, "engine.json", {"format": 2, "kind": self.kind, "features": self.features, "horizons": self.horizons,
                                  "finish": finish, "state": self._write(folder)})
     return folder
 

@@ -10,7 +10,7 @@ __all__ = ['SHIFTS', 'MIXED', 'same_rows', 'Blocks', 'make_blocks', 'level_score
            'interval_bounds', 'within', 'interval_scores', 'future_leaks', 'suspicious_features', 'split_leaks',
            'leak_check', 'Evaluation', 'alarm_tables', 'evaluate']
 
-# %% ../nbs/lib/09_evaluate.ipynb #763d29e9
+# %% ../nbs/lib/09_evaluate.ipynb #24f61bac
 import json, math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -26,6 +26,7 @@ from .config import CLASSES, PURGE_GAP_MIN, TARGETS, Site
 from .core import InputError, ParameterError, seeded
 from .model import surge_class
 from .rules import RuleSet, apply_rules, hybrid_score
+from .spread import ladder
 
 # %% ../nbs/lib/09_evaluate.ipynb #9dbf5ce6
 def same_rows(
@@ -833,35 +834,49 @@ def worst_slice(
     at = at.dropna(subset="value")
     return at.loc[at["value"].idxmin()] if len(at) else None
 
-# %% ../nbs/lib/09_evaluate.ipynb #9407fa5a
+# %% ../nbs/lib/09_evaluate.ipynb #80a820ff
 def _spread(
     forecast: pd.DataFrame,  # a forecast
     head: str,  # change_<target>_<horizon>
-) -> pd.Series | float:  # by row; 1 without a spread
+) -> np.ndarray:  # float64 (rows,); 1 without a spread
     "The unit of a forecast's errors."
-    return forecast.get(head.replace("change", "spread"), 1.0)
+    name = head.replace("change", "spread")
+    return forecast[name].to_numpy("float64") if name in forecast else np.ones(len(forecast))
 
-# %% ../nbs/lib/09_evaluate.ipynb #0866eb50
+# %% ../nbs/lib/09_evaluate.ipynb #70762f0e
+def _ends(
+    errors: np.ndarray,  # float (rows,)
+    share: float,  # that is to lie within
+) -> tuple[float, float]:
+    "Between which errors a share lies; the rank is raised by what a sample of this size may miss."
+    errors, rank = np.sort(errors), min(math.ceil((len(errors) + 1) * (1 + share) / 2), len(errors))
+    return float(errors[len(errors) - rank]), float(errors[rank - 1])
+
+# %% ../nbs/lib/09_evaluate.ipynb #f5d6358f
 def interval_offsets(
     forecast: pd.DataFrame,  # of validation rows
     targets: pd.DataFrame,  # what then happened, same rows
     share: float = 0.9,  # of the rows that is to lie within
-) -> dict[str, tuple[float, float]]:  # change_<target>_<horizon> -> lower and upper, in units of the spread
-    "Between which errors the wanted share lies; the rank is raised by what a sample of this size may miss."
-    found, rank = {}, min(math.ceil((len(targets) + 1) * (1 + share) / 2), len(targets))
+) -> dict[str, list[list[float]]]:  # change_<target>_<horizon> -> ladder: log spread; lower and upper end in units of the spread
+    "Between which errors the wanted share lies."
+    found = {}
     for head in (c for c in forecast if c.startswith("change")):
-        errors = np.sort(((targets[head] - forecast[head]) / _spread(forecast, head)).to_numpy("float64"))
-        found[head] = float(errors[len(errors) - rank]), float(errors[rank - 1])
+        spread = _spread(forecast, head)
+        errors = (targets[head] - forecast[head]).to_numpy("float64") / spread
+        found[head] = ladder(np.log(spread), lambda rows: _ends(errors[rows], share)).tolist()
     return found
 
-# %% ../nbs/lib/09_evaluate.ipynb #a64b6195
+# %% ../nbs/lib/09_evaluate.ipynb #b20ea472
 def interval_bounds(
     forecast: pd.DataFrame,  # a forecast
-    offsets: Mapping[str, tuple[float, float]],  # from `interval_offsets`
+    offsets: Mapping[str, Sequence[Sequence[float]]],  # from `interval_offsets`
 ) -> pd.DataFrame:  # low_<target>_<horizon> and high_<target>_<horizon>, changes in jobs; index as given
     "Between which changes the truth is to lie."
-    return pd.DataFrame({head.replace("change", side): forecast[head] + ends[i] * _spread(forecast, head)
-                         for head, ends in offsets.items() for i, side in enumerate(("low", "high"))}, forecast.index)
+    bounds = {}
+    for head, rungs in offsets.items():
+        spread, (at, *ends) = _spread(forecast, head), np.transpose(rungs)
+        bounds |= {head.replace("change", side): forecast[head] + np.interp(np.log(spread), at, end) * spread for side, end in zip(("low", "high"), ends)}
+    return pd.DataFrame(bounds, forecast.index)
 
 # %% ../nbs/lib/09_evaluate.ipynb #d8759b81
 def within(
@@ -872,11 +887,11 @@ def within(
     heads = [low.replace("low", "change") for low in bounds if low.startswith("low")]
     return pd.DataFrame({h: targets[h].between(bounds[h.replace("change", "low")], bounds[h.replace("change", "high")]) for h in heads}, targets.index)
 
-# %% ../nbs/lib/09_evaluate.ipynb #72344758
+# %% ../nbs/lib/09_evaluate.ipynb #13032b05
 def interval_scores(
     forecast: pd.DataFrame,  # a forecast
     targets: pd.DataFrame,  # what then happened, same rows
-    offsets: Mapping[str, tuple[float, float]],  # from `interval_offsets`, of other rows
+    offsets: Mapping[str, Sequence[Sequence[float]]],  # from `interval_offsets`, of other rows
     parts: pd.DataFrame,  # a slice table of the same rows
     share: float = 0.9,  # that was to lie within
 ) -> pd.DataFrame:  # slice, part, horizon_min, target, coverage, width (jobs), pinball (jobs), n

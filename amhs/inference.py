@@ -30,14 +30,14 @@ class AlarmPolicy:
     hysteresis: float  # jobs; it ends below threshold - hysteresis
     budget: float  # false episodes a day it was chosen for, on validation rows
 
-# %% ../nbs/lib/15_inference.ipynb #361a66fd
+# %% ../nbs/lib/15_inference.ipynb #79b373df
 @dataclass(frozen=True)
 class Intervals:
     "How far from the truth a forecast may be"
     share: float  # of validation rows that lie within
     rows: int  # validation rows
-    model: dict[str, tuple[float, float]]  # change_<target>_<horizon> -> lower and upper offset of the model's forecast, in units of its spread
-    level: dict[str, tuple[float, float]]  # the same of the answer that nothing changes, jobs
+    model: dict[str, list[list[float]]]  # change_<target>_<horizon> -> rungs: log spread; lower and upper offset of the model's forecast, in spreads
+    level: dict[str, list[list[float]]]  # the same of the answer that nothing changes, whose spread is one job
 
 # %% ../nbs/lib/15_inference.ipynb #b62dd851
 class Package:
@@ -204,14 +204,14 @@ def self_test(self: Package) -> float:  # furthest difference, jobs or probabili
         raise ModelError("a package does not give its own example's answer here", got=off, fix="run stage 08 again on this machine")
     return off
 
-# %% ../nbs/lib/15_inference.ipynb #83686786
+# %% ../nbs/lib/15_inference.ipynb #af2954b6
 def load_package(
     folder: Path | str,  # what stage 08 wrote
 ) -> Package:  # tested with its own example
     "Read a package; every hash is checked before anything is read."
     folder = Path(folder)
     card = unseal(folder, "package.json")
-    if card.get("format") != 3:
+    if card.get("format") != 4:
         raise ModelError("a package of another format", got=card.get("format"), fix="load it with the version of amhs that wrote it")
     site = Site(**read_json(folder / "site.json"))
     package = Package(folder, card, load_engine(folder / "engine", folder / "model"), site, load_rules(folder / "rules.yaml", site))

@@ -7,7 +7,7 @@ __all__ = ['NOW', 'MODELS', 'heads', 'change_heads', 'align', 'ordered', 'surge_
            'Lines', 'Forecaster', 'Persistence', 'Linear', 'softmax', 'Boosted', 'informative', 'cores', 'thinning',
            'calibrated', 'log_loss', 'fit_calibration', 'ModelKind', 'make_model', 'load_model']
 
-# %% ../nbs/lib/08_model.ipynb #0e46a424
+# %% ../nbs/lib/08_model.ipynb #9df9bb5d
 import json, os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +30,7 @@ from .config import CLASSES, HORIZONS_MIN, TARGETS, Count, Feature, Frozen, chec
 from .core import InputError, ModelError, ParameterError, atomic_path, nearest, read_json, sha256_file, sha256_json
 from .features import sensors_of
 from .smooth import Smooth, fit_smooth, no_smooth, passed_on, read_smooth, widened, write_smooth
-from .spread import class_edges, class_rows, class_slope, error_quantiles
+from .spread import class_edges, class_rows, class_slope, error_quantiles, even, ladder
 
 # %% ../nbs/lib/08_model.ipynb #dfaccbaa
 def heads(
@@ -436,14 +436,14 @@ def _weigh(self: Linear, X: np.ndarray, head: str, klass: int | None) -> np.ndar
     coef, intercept = (w["coef"], w["intercept"]) if klass is None else (w[f"coef_{h}"], w[f"intercept_{h}"])
     return np.column_stack([Z * coef[row], np.full(len(X), intercept[row])])
 
-# %% ../nbs/lib/08_model.ipynb #caa08334
+# %% ../nbs/lib/08_model.ipynb #1961df1a
 class Boosted(Forecaster):
     "Gradient boosted trees: a booster per head, but for classes that come from a distribution."
 
     boosters: dict[str, "xgboost.Booster"]  # per head
     smooth: Smooth  # what they start from; without an output if they start from nothing
     used: list[str]  # the columns that the boosters read: features and smooth forecasts
-    calibration: dict[str, dict]  # per horizon: scale and bias of a classifier, or error quantiles and class edges of a distribution
+    calibration: dict[str, dict]  # per horizon: scale and bias of a classifier, or a ladder of error quantiles and class edges of a distribution
 
 # %% ../nbs/lib/08_model.ipynb #b91ceff7
 def informative(
@@ -655,16 +655,17 @@ def fit_calibration(
     before = log_loss(softmax(margins.astype(np.float64)), classes)
     return new | {"log_loss_before": before, "log_loss_after": log_loss(calibrated(margins, new), classes)}
 
-# %% ../nbs/lib/08_model.ipynb #40db4442
+# %% ../nbs/lib/08_model.ipynb #3eaff50a
 @patch
 def _count_errors(self: Boosted, targets: pd.DataFrame, changes: np.ndarray, log_spreads: np.ndarray) -> None:
     "From forecasts (rows, horizons, 3) of rows not learnt from: how errors are distributed; where the classes end, rows learnt from have shown."
     most = TARGETS.index("max")
     for i, h in enumerate(self.horizons):
         truth, known = targets[f"change_max_{h}"].to_numpy("float64"), self.calibration[str(h)]
-        errors = (truth - changes[:, i, most]) / np.exp(log_spreads[:, i, most].astype("float64"))
+        sizes = log_spreads[:, i, most].astype("float64")
+        errors = (truth - changes[:, i, most]) / np.exp(sizes)
         edges = known.get("edges") or class_edges(truth, targets[f"surge_class_{h}"].to_numpy()).tolist()
-        self.calibration[str(h)] = {"quantiles": error_quantiles(errors).tolist(), "edges": edges}
+        self.calibration[str(h)] = {"errors": ladder(sizes, lambda rows: error_quantiles(errors[rows])).tolist(), "edges": edges}
 
 # %% ../nbs/lib/08_model.ipynb #fef141f4
 @patch
@@ -692,7 +693,7 @@ def _middle(self: Boosted, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     changes = np.stack([_margins(self.boosters[head], read) for head in change_heads(self.horizons)], axis=1).reshape(shape)
     return changes, wide[:, -len(self.smooth.least) // 2 :].reshape(shape) if self.hyper.smooth else np.zeros(shape)
 
-# %% ../nbs/lib/08_model.ipynb #1e664d09
+# %% ../nbs/lib/08_model.ipynb #61db0158
 @patch
 def _answer(self: Boosted, X: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Changes, probabilities and spreads of every row."
@@ -703,7 +704,7 @@ def _answer(self: Boosted, X: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nd
         return changes, np.stack([calibrated(_margins(self.boosters[f"surge_class_{h}"], read), k) for h, k in zip(self.horizons, known)], axis=1), spreads
     changes, probs = self._agreed(X, changes), np.empty((*changes.shape[:2], len(CLASSES)))
     most = TARGETS.index("max")
-    class_rows(changes[..., most], spreads[..., most], *(np.array([k[name] for k in known]) for name in ("quantiles", "edges")), probs)
+    class_rows(changes[..., most], spreads[..., most], even([k["errors"] for k in known]), np.array([k["edges"] for k in known]), probs)
     return changes, probs, spreads
 
 # %% ../nbs/lib/08_model.ipynb #f8a45220
@@ -725,14 +726,14 @@ def _weigh(self: Boosted, X: np.ndarray, head: str, klass: int | None) -> np.nda
     wide[:, self._at()] = said[:, :-1]
     return np.concatenate([passed_on(self.smooth, X, wide), said[:, -1:]], axis=1, dtype=np.float32)
 
-# %% ../nbs/lib/08_model.ipynb #162db4f3
+# %% ../nbs/lib/08_model.ipynb #941c71ac
 @patch
 def _weigh_class(self: Boosted, X: np.ndarray, horizon_min: str, klass: int) -> np.ndarray:
     "Contributions to the log-odds of a class, (rows, features + base)."
     found, known = self._weigh(X, f"change_max_{horizon_min}", None).astype("float64"), self.calibration[horizon_min]
     spreads = np.exp(self._middle(X)[1][:, self.horizons.index(int(horizon_min)), TARGETS.index("max")])
     for row, spread in zip(found, spreads, strict=True):
-        odds, slope = class_slope(row[-1], row.sum(), spread, np.array(known["quantiles"]), np.array(known["edges"]), klass)
+        odds, slope = class_slope(row[-1], row.sum(), spread, np.array(known["errors"]), np.array(known["edges"]), klass)
         row[:-1], row[-1] = row[:-1] * slope, odds
     return found.astype("float32")
 

@@ -277,7 +277,7 @@ def _answered(engine: Engine, like: pd.DataFrame, features: pd.DataFrame) -> pd.
     table.attrs = like.attrs
     return table
 
-# %% ../nbs/lib/16_package.ipynb #7d475f08
+# %% ../nbs/lib/16_package.ipynb #0d8ad760
 def write_package(
     folder: Path | str,  # where; replaced as a whole
     confirmed: Path | str,  # the confirmed model that stage 07 wrote
@@ -304,7 +304,7 @@ def write_package(
         _write_example(tmp, data, engine, about)
         write_json(tmp / "baseline.json", _usual(data, engine, about["feature_set"], like, intervals))
         about["version"] = f"{number}-{_identity(tmp, about)}"
-        seal(tmp, "package.json", {"format": 3, **about})
+        seal(tmp, "package.json", {"format": 4, **about})
         load_package(tmp)
     return Path(folder)
 

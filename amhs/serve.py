@@ -8,7 +8,7 @@ __all__ = ['LARGEST', 'Serving', 'load_serving', 'Refused', 'rows_array', 'some_
            'class_of', 'Teller', 'teller_of', 'horizons_of', 'level_horizons', 'model_score', 'namer_of', 'why',
            'prediction_row', 'read_inputs', 'trial_table']
 
-# %% ../nbs/lib/16_serve.ipynb #9876c370
+# %% ../nbs/lib/16_serve.ipynb #de1f4836
 import itertools, time, uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +30,7 @@ from .deployment import LineDeployment, package_folder, pointer, read_deployment
 from .inference import AlarmPolicy, Package, load_package
 from .messages import Alarm, Answer, Horizon, Level, NamedCause, Observation, Reason, Surge, Window
 from .rules import SEVERITIES, Verdict, compile_rules, decide, load_rules
+from .spread import even, rung
 from .store import Store, minute_of
 from .telemetry import COLUMNS
 
@@ -508,13 +509,13 @@ def ask(
     x = features_of(task)
     return Said(task.package.forecast(x), x)
 
-# %% ../nbs/lib/16_serve.ipynb #2a748a65
+# %% ../nbs/lib/16_serve.ipynb #79183c52
 def offsets_of(
-    found: Mapping[str, Sequence[float]],  # change_<target>_<horizon> -> lower and upper offset, in units of a forecast's spread
+    found: Mapping[str, Sequence[Sequence[float]]],  # change_<target>_<horizon> -> from `evaluate.interval_offsets`
     horizons: Sequence[int],  # minutes ahead
-) -> np.ndarray | None:  # float64 (horizons, 3: min, avg, max; 3: 0, lower, upper), the same units; None: not known
+) -> np.ndarray | None:  # float64 (horizons, 3: min, avg, max; rungs; 3: log spread, lower, upper), in units of the spread; None: not known
     "How far below and above a forecast the truth may lie."
-    return np.array([[(0.0, *found[f"change_{t}_{h}"]) for t in TARGETS] for h in horizons]) if found else None
+    return even([found[f"change_{t}_{h}"] for h in horizons for t in TARGETS]).reshape(len(horizons), len(TARGETS), -1, 3) if found else None
 
 # %% ../nbs/lib/16_serve.ipynb #6b8c372e
 @njit(cache=True, error_model="numpy")
@@ -530,7 +531,7 @@ def class_of(
         likely[i] = probs[i] if gain[i] >= gain.max() * (1 - 1e-5) else -1.0
     return likely.argmax()
 
-# %% ../nbs/lib/16_serve.ipynb #ddc48cd8
+# %% ../nbs/lib/16_serve.ipynb #be182dc8
 @njit(cache=True, error_model="numpy")
 def _tell(forecast, offsets, shares, out):
     "Fill `out` (horizons, 13): lowest, average and highest level, each with its bounds, then three probabilities, and the class."
@@ -538,21 +539,24 @@ def _tell(forecast, offsets, shares, out):
     for h in range(len(out)):
         row = forecast[1 + 6 * h : 7 + 6 * h].astype(np.float64)
         for t in range(3):
+            spread = spreads[3 * h + t]
+            below, above, near = rung(offsets[h, t], np.log(spread))
             for bound in range(3):
-                level = float(forecast[0]) + row[t] + offsets[h, t, bound] * spreads[3 * h + t]
+                off = (1.0 - near) * offsets[h, t, below, bound] + near * offsets[h, t, above, bound] if bound else 0.0
+                level = float(forecast[0]) + row[t] + off * spread
                 out[h, 3 * t + bound] = np.rint(100.0 * (max(level, 0.0) if bound else level)) / 100.0
         for i in range(3):
             out[h, 9 + i] = np.rint(10_000.0 * row[3 + i]) / 10_000.0
         out[h, 12] = class_of(row[3:], shares[h])
 
-# %% ../nbs/lib/16_serve.ipynb #c13aa0fc
+# %% ../nbs/lib/16_serve.ipynb #4931e479
 @dataclass(frozen=True)
 class Teller:
     "What is known of a package before any request, made ready for one."
 
     horizons: tuple[int, ...]
     shares: np.ndarray  # float64 (horizons, 3), of the classes
-    model: np.ndarray | None  # offsets of the model's levels, in units of their spread
+    model: np.ndarray | None  # offsets of the model's levels, from `offsets_of`
     level: np.ndarray | None  # of the level as it is, jobs
 
 # %% ../nbs/lib/16_serve.ipynb #1d1b701c
@@ -565,11 +569,11 @@ def teller_of(
     shares = np.array([package.facts["class_shares"].get(str(h)) or [1.0] * len(CLASSES) for h in package.horizons])
     return Teller(tuple(package.horizons), shares, *(offsets_of(o, package.horizons) for o in (package.intervals.model, package.intervals.level)))
 
-# %% ../nbs/lib/16_serve.ipynb #d78ddfee
+# %% ../nbs/lib/16_serve.ipynb #203bd1d8
 def _numbers(teller: Teller, forecast: np.ndarray, offsets: np.ndarray | None) -> list[tuple[Level, Level, Level, list]]:
     "Per horizon three levels, with bounds where they are known; then probabilities and class."
     out = np.empty((len(teller.horizons), 13))
-    _tell(forecast, np.zeros((len(out), 3, 3)) if offsets is None else offsets, teller.shares, out)
+    _tell(forecast, np.zeros((len(out), 3, 1, 3)) if offsets is None else offsets, teller.shares, out)
     width = 1 if offsets is None else 3
     return [(Level(*r[:width]), Level(*r[3 : 3 + width]), Level(*r[6 : 6 + width]), r[9:]) for r in out.tolist()]
 

@@ -617,9 +617,12 @@ def test_interval_scores_are_those_of_a_slow_reference():
     forecast = pd.DataFrame({"change_max_10": rng.normal(0, 9, n), "spread_max_10": rng.uniform(1, 5, n)}, rows)
     targets = pd.DataFrame({"change_max_10": forecast["change_max_10"] + rng.normal(0, 4, n)}, rows)
     parts = pd.DataFrame({"load": np.where(np.arange(n) % 3, "low", "high")}, rows)
-    found = interval_scores(forecast, targets, {"change_max_10": (-1.2, 1.5)}, parts).set_index(["slice", "part"])
+    rungs, size = [[0.2, -1.2, 1.5], [1.3, -1.0, 1.8]], np.log(forecast["spread_max_10"])
+    near = ((size - 0.2) / 1.1).clip(0, 1)
+    ends = [(a * (1 - near) + b * near) * forecast["spread_max_10"] for a, b in ((-1.2, -1.0), (1.5, 1.8))]
+    found = interval_scores(forecast, targets, {"change_max_10": rungs}, parts).set_index(["slice", "part"])
     for at, keep in ((("all", ""), np.full(n, True)), (("load", "low"), parts["load"] == "low"), (("load", "high"), parts["load"] == "high")):
-        truth, low, high = (a[keep] for a in (targets["change_max_10"], *(forecast["change_max_10"] + z * forecast["spread_max_10"] for z in (-1.2, 1.5))))
+        truth, low, high = (a[keep] for a in (targets["change_max_10"], *(forecast["change_max_10"] + end for end in ends)))
         pinball = (metrics.mean_pinball_loss(truth, low, alpha=0.05) + metrics.mean_pinball_loss(truth, high, alpha=0.95)) / 2
         wanted = [np.mean([a <= t <= b for a, t, b in zip(low, truth, high)]), (high - low).mean(), pinball, keep.sum()]
         assert found.loc[at, ["coverage", "width", "pinball", "n"]].tolist() == pytest.approx(wanted)

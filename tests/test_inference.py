@@ -57,7 +57,7 @@ def engines(model):
 
 def finish(n, **changes):
     "What turns margins of `n` horizons into forecasts and changes nothing."
-    plain = Finish(np.ones(n), np.zeros((n, 3)), np.zeros((n, 99)), np.zeros((n, 2)), False, 0, -1)
+    plain = Finish(np.ones(n), np.zeros((n, 3)), np.zeros((n, 1, 100)), np.zeros((n, 2)), False, 0, -1)
     return plain._replace(**changes)
 
 

@@ -6,19 +6,53 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from amhs.spread import LEVELS, class_edges, class_row, class_rows, class_slope, error_quantiles, odds_below
+from amhs.spread import LEVELS, alike, class_edges, class_row, class_rows, class_slope, error_quantiles, even, ladder, odds_below, rung
 
 EDGES = np.array([5.0, 20.0])
-NORMAL = norm.ppf(LEVELS)
+NORMAL = np.array([[0.0, *norm.ppf(LEVELS)]])  # a ladder of one rung
 jobs = st.floats(-200, 200)
 spreads = st.floats(0.1, 100)
 samples = st.lists(st.floats(-30, 30), min_size=1, max_size=60)
 
 
-def probs(change, spread, quantiles=NORMAL, edges=EDGES):
+def probs(change, spread, errors=NORMAL, edges=EDGES):
     out = np.empty(3)
-    class_row(change, spread, quantiles, edges, out)
+    class_row(change, spread, errors, edges, out)
     return out
+
+
+def one_rung(errors):
+    return np.array([[0.0, *error_quantiles(np.array(errors))]])
+
+
+@given(st.lists(st.floats(-20, 20), min_size=1, max_size=3000), st.floats(-30, 30))
+def test_every_row_stands_on_one_rung_and_between_two_once(log_spreads, at):
+    log_spreads = np.array(log_spreads)
+    parts = alike(log_spreads)
+    assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(len(log_spreads)))
+    assert all(log_spreads[a].max() < log_spreads[b].min() for a, b in zip(parts, parts[1:]))
+    found = ladder(log_spreads, lambda rows: [len(rows)])
+    below, above, near = rung(found, at)
+    mixed = (1 - near) * found[below, 1] + near * found[above, 1]
+    assert mixed == pytest.approx(np.interp(at, *found.T))
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.floats(-30, 30))
+def test_made_equally_long_ladders_say_the_same(lengths, at):
+    ladders = [[[float(i), 7.0 * n + i * i] for i in range(n)] for n in lengths]
+    for own, long in zip(ladders, even(ladders)):
+        told = [(1 - near) * rows[below, 1] + near * rows[above, 1] for rows in (np.array(own), long) for below, above, near in [rung(rows, at)]]
+        assert told[0] == pytest.approx(told[1], rel=1e-6)
+
+
+def test_errors_that_grow_otherwise_than_their_spread_are_met():
+    "Exact on calm rows and wild on others, at spreads that say two to one."
+    rng = np.random.default_rng(0)
+    sizes = np.repeat(np.log([1.0, 2.0]), 4000)
+    errors = rng.normal(size=8000) * np.repeat([0.1, 3.0], 4000)
+    known = ladder(sizes, lambda rows: error_quantiles(errors[rows]))
+    calm, wild = (probs(4, s, known) for s in (1.0, 2.0))
+    assert calm[0] > 0.999 and wild == pytest.approx(np.diff([0, *norm.cdf((EDGES - 4) / 6), 1]), abs=0.03)
 
 
 @given(samples)
@@ -29,20 +63,19 @@ def test_quantiles_rise_whatever_the_errors(errors):
 
 @given(samples, st.lists(st.floats(-100, 100), min_size=2, max_size=20))
 def test_the_further_the_limit_the_likelier_the_error_is_below(errors, limits):
-    quantiles = error_quantiles(np.array(errors))
-    odds = [odds_below(quantiles, z) for z in sorted(limits)]
+    odds = [odds_below(one_rung(errors), 1.0, z) for z in sorted(limits)]
     assert odds == sorted(odds) and odds[0] >= -12 and odds[-1] <= 12
 
 
 def test_between_quantiles_odds_are_those_of_a_slow_reference():
-    at = np.linspace(NORMAL[0], NORMAL[-1], 500)
-    wanted = np.interp(at, NORMAL, np.log(LEVELS / (1 - LEVELS)))
-    assert np.allclose([odds_below(NORMAL, z) for z in at], wanted)
+    at = np.linspace(NORMAL[0, 1], NORMAL[0, -1], 500)
+    wanted = np.interp(at, NORMAL[0, 1:], np.log(LEVELS / (1 - LEVELS)))
+    assert np.allclose([odds_below(NORMAL, 0.0, z) for z in at], wanted)
 
 
 @given(jobs, spreads, samples)
 def test_probabilities_are_a_distribution(change, spread, errors):
-    found = probs(change, spread, error_quantiles(np.array(errors)))
+    found = probs(change, spread, one_rung(errors))
     assert (found >= 0).all() and found.sum() == pytest.approx(1)
 
 
@@ -61,10 +94,11 @@ def test_normal_errors_make_normal_probabilities(change, spread):
 def test_many_rows_are_each_row():
     rng = np.random.default_rng(0)
     changes, widths = rng.normal(10, 20, (50, 3)), rng.uniform(1, 30, (50, 3))
-    quantiles, edges, out = np.stack([NORMAL, NORMAL * 1.5, NORMAL + 0.2]), np.array([[5.0, 20.0], [6.0, 25.0], [8.0, 30.0]]), np.empty((50, 3, 3))
-    class_rows(changes, widths, quantiles, edges, out)
+    errors = even([NORMAL, np.vstack([NORMAL, [1.0, *NORMAL[0, 1:] * 1.5]]), NORMAL + 0.2])
+    edges, out = np.array([[5.0, 20.0], [6.0, 25.0], [8.0, 30.0]]), np.empty((50, 3, 3))
+    class_rows(changes, widths, errors, edges, out)
     for i, h in np.ndindex(50, 3):
-        assert np.array_equal(out[i, h], probs(changes[i, h], widths[i, h], quantiles[h], edges[h]))
+        assert np.array_equal(out[i, h], probs(changes[i, h], widths[i, h], errors[h], edges[h]))
 
 
 @given(st.lists(jobs, min_size=3, max_size=50), st.tuples(jobs, jobs).map(sorted))
