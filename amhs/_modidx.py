@@ -2319,6 +2319,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'amhs.smooth.passed_on': ('lib/smooth.html#passed_on', 'amhs/smooth.py'),
                              'amhs.smooth.read_smooth': ('lib/smooth.html#read_smooth', 'amhs/smooth.py'),
                              'amhs.smooth.smooth_row': ('lib/smooth.html#smooth_row', 'amhs/smooth.py'),
+                             'amhs.smooth.standard': ('lib/smooth.html#standard', 'amhs/smooth.py'),
                              'amhs.smooth.widened': ('lib/smooth.html#widened', 'amhs/smooth.py'),
                              'amhs.smooth.write_smooth': ('lib/smooth.html#write_smooth', 'amhs/smooth.py')},
             'amhs.spread': { 'amhs.spread._class_odds': ('lib/spread.html#_class_odds', 'amhs/spread.py'),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LIMIT', 'RIDGES', 'FOLDS', 'FEAR', 'BELIEVED', 'MOST_PASSED', 'Smooth', 'no_smooth', 'believed', 'smooth_row',
-           'widened', 'write_smooth', 'read_smooth', 'moments', 'fit_smooth', 'passed_on']
+           'widened', 'write_smooth', 'read_smooth', 'moments', 'standard', 'fit_smooth', 'passed_on']
 
 # %% ../nbs/lib/07_smooth.ipynb #e75e4eef
 from collections.abc import Sequence
@@ -17,12 +17,14 @@ from numba import njit
 # %% ../nbs/lib/07_smooth.ipynb #118980cd
 LIMIT = 4.0  # standard deviations; on a later block of the simulated hub 3 to 8 are alike, a nearer limit runs away less
 
-# %% ../nbs/lib/07_smooth.ipynb #835ad24f
+# %% ../nbs/lib/07_smooth.ipynb #9d223993
 class Smooth(NamedTuple):
     "A line and a parabola per feature and output"
     reads: np.ndarray  # int64 (features read,), their positions in a row
     mean: np.ndarray  # float64 (features read,)
     scale: np.ndarray  # float64 (features read,), one over the standard deviation
+    low: np.ndarray  # float64 (features read,), standard deviations; what lies below is pulled in
+    high: np.ndarray  # float64 (features read,), and what lies above
     line: np.ndarray  # float64 (features read, outputs + targets), per standard deviation; outputs are calm forecasts in jobs and the logarithms
     bend: np.ndarray  # of their spreads, then comes what the sharp forecasts say beyond the calm ones; per square of a standard deviation
     base: np.ndarray  # float64 (outputs + targets,)
@@ -30,11 +32,11 @@ class Smooth(NamedTuple):
     least: np.ndarray  # float64 (outputs,), no answer is below
     most: np.ndarray  # float64 (outputs,), nor above
 
-# %% ../nbs/lib/07_smooth.ipynb #0f131423
+# %% ../nbs/lib/07_smooth.ipynb #ae7739d4
 def no_smooth() -> Smooth:  # it has no output
     "Nothing to start from."
-    none = np.zeros((0, 0))
-    return Smooth(np.zeros(0, "int64"), np.zeros(0), np.zeros(0), none, none, *[np.zeros(0)] * 4)
+    none, nothing = np.zeros(0), np.zeros((0, 0))
+    return Smooth(np.zeros(0, "int64"), *[none] * 4, nothing, nothing, *[none] * 4)
 
 # %% ../nbs/lib/07_smooth.ipynb #710e2421
 @njit(error_model="numpy")
@@ -46,14 +48,14 @@ def believed(
     kept = min(abs(apart), limit) - max(abs(apart) - 2.0 * limit, 0.0)
     return np.copysign(max(kept, 0.0), apart)
 
-# %% ../nbs/lib/07_smooth.ipynb #51376452
+# %% ../nbs/lib/07_smooth.ipynb #b49a222c
 @njit(error_model="numpy")
-def _standard(value, mean, scale):
-    "A value in standard deviations, pulled in; 0 if it is not known."
-    z = (value - mean) * scale
-    return 0.0 if z != z else min(max(z, -LIMIT), LIMIT)
+def _standard(smooth, x, i):
+    "The i-th feature read of a row in standard deviations, pulled in; 0 if it is not known."
+    z = (x[smooth.reads[i]] - smooth.mean[i]) * smooth.scale[i]
+    return 0.0 if z != z else min(max(z, smooth.low[i]), smooth.high[i])
 
-# %% ../nbs/lib/07_smooth.ipynb #1a2d38a0
+# %% ../nbs/lib/07_smooth.ipynb #a97cda47
 @njit(error_model="numpy")
 def smooth_row(
     smooth: Smooth,  # from `fit_smooth`, or `no_smooth`
@@ -64,7 +66,7 @@ def smooth_row(
     "The answer to one row, compiled."
     total[:] = smooth.base
     for i in range(len(smooth.reads)):
-        z = _standard(x[smooth.reads[i]], smooth.mean[i], smooth.scale[i])
+        z = _standard(smooth, x, i)
         line, bend = smooth.line[i], smooth.bend[i]
         for k in range(len(total)):
             total[k] += z * line[k] + z * z * bend[k]
@@ -136,41 +138,53 @@ def _parts(rows: np.ndarray) -> list[np.ndarray]:
     "Rows in parts that fit the memory."
     return np.array_split(rows, max(1, -(-len(rows) // _AT_ONCE)))
 
-# %% ../nbs/lib/07_smooth.ipynb #e1d83310
+# %% ../nbs/lib/07_smooth.ipynb #9eb7038b
+def standard(
+    X: np.ndarray,  # float32 (rows, features)
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:  # float64 (features,): mean, one over the standard deviation, lowest and highest in these
+    "What brings features to a standard, and how far it reaches."
+    mean, scale = moments(X)
+    ends = (np.where(np.isfinite(end), (end - mean) * scale, 0) for end in (np.fmin.reduce(X), np.fmax.reduce(X)))
+    low, high = (end.clip(-LIMIT, LIMIT) for end in ends)
+    return mean, scale, low, high
+
+# %% ../nbs/lib/07_smooth.ipynb #2790c8f4
 def _design(
     X: np.ndarray,  # float32 (rows, features)
     mean: np.ndarray,  # float64 (features,)
     scale: np.ndarray,  # float64 (features,)
+    low: np.ndarray,  # float64 (features,)
+    high: np.ndarray,  # float64 (features,)
 ) -> np.ndarray:  # float64 (rows, 2 * features + 1): standardised, squared, and ones
     "What the regression sees."
-    Z = np.nan_to_num((X - mean) * scale, nan=0.0).clip(-LIMIT, LIMIT)
+    Z = np.nan_to_num((X - mean) * scale, nan=0.0).clip(low, high)
     return np.concatenate([Z, Z * Z, np.ones((len(Z), 1))], axis=1)
 
-# %% ../nbs/lib/07_smooth.ipynb #2b2837ec
+# %% ../nbs/lib/07_smooth.ipynb #7f81009c
 class _Rows(NamedTuple):
     "Rows ready for fits, with and without each of their blocks of time"
     X: np.ndarray  # float32 (rows, features read)
-    moments: tuple[np.ndarray, np.ndarray]
+    standard: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
     blocks: list[np.ndarray]  # int, positions of each block's rows
     sums: list[np.ndarray]  # float64 (columns, columns), left side of each block's normal equations
 
-# %% ../nbs/lib/07_smooth.ipynb #564b1719
+# %% ../nbs/lib/07_smooth.ipynb #64939f14
 def _ready(
     X: np.ndarray,  # float32 (rows, features read)
     order: np.ndarray,  # int (rows,), rank of each row in time
 ) -> _Rows:
     "Cut rows into blocks of time and add up their left sides, which all targets share."
     X, fold = np.ascontiguousarray(X, "float32"), order * FOLDS // max(len(order), 1)
-    found, blocks = moments(X), [np.flatnonzero(fold == f) for f in range(FOLDS)]
+    found, blocks = standard(X), [np.flatnonzero(fold == f) for f in range(FOLDS)]
     return _Rows(X, found, blocks, [sum(A.T @ A for A in (_design(x, *found) for x in _parts(X[b]))) for b in blocks])
 
-# %% ../nbs/lib/07_smooth.ipynb #8b9b1c77
+# %% ../nbs/lib/07_smooth.ipynb #3739eba2
 def _right_sides(
     rows: _Rows,
     Y: np.ndarray,  # float64 (rows, outputs)
 ) -> list[np.ndarray]:  # float64 (columns, outputs), of each block
     "The right sides of the blocks' normal equations."
-    return [sum(_design(x, *rows.moments).T @ y for x, y in zip(_parts(rows.X[b]), _parts(Y[b]), strict=True)) for b in rows.blocks]
+    return [sum(_design(x, *rows.standard).T @ y for x, y in zip(_parts(rows.X[b]), _parts(Y[b]), strict=True)) for b in rows.blocks]
 
 # %% ../nbs/lib/07_smooth.ipynb #fe223d75
 def _solved(
@@ -187,17 +201,17 @@ def _solved(
     with threadpool_limits(1, "blas"):  # how many threads there are would show in the last bit
         return solve(whole + np.diag(held), right, assume_a="pos")
 
-# %% ../nbs/lib/07_smooth.ipynb #9ae5a2ad
+# %% ../nbs/lib/07_smooth.ipynb #dc394d63
 def _smooth(
     weights: np.ndarray,  # float64 (2 * features + 1, outputs)
     reads: Sequence[int],  # positions of the features
-    moments: tuple[np.ndarray, np.ndarray],
+    standard: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
     Y: np.ndarray,  # float64 (rows, outputs), targets: answers keep to their range
     limit: Sequence[float] = (),  # jobs beyond a calm forecast that are believed, per sharp forecast among the weights
 ) -> Smooth:
     "Coefficients in the form of the answer."
     n = len(reads)
-    return Smooth(np.array(reads, "int64"), *moments, np.ascontiguousarray(weights[:n]), np.ascontiguousarray(weights[n:-1]), weights[-1].copy(),
+    return Smooth(np.array(reads, "int64"), *standard, np.ascontiguousarray(weights[:n]), np.ascontiguousarray(weights[n:-1]), weights[-1].copy(),
                   np.array(limit, "float64"), Y.min(axis=0), Y.max(axis=0))
 
 # %% ../nbs/lib/07_smooth.ipynb #4f259bca
@@ -210,7 +224,7 @@ def _left_out_loss(
     whole, right = sums
     return squares - 2 * (weights * right).sum(axis=0) + (weights * (whole @ weights)).sum(axis=0)
 
-# %% ../nbs/lib/07_smooth.ipynb #53f7591f
+# %% ../nbs/lib/07_smooth.ipynb #aeec8e1d
 def _fit(
     rows: _Rows,
     Y: np.ndarray,  # float64 (rows, outputs)
@@ -226,7 +240,7 @@ def _fit(
     best = min(RIDGES, key=lambda s: (loss[s] / np.maximum(sum(squares), 1e-12)).sum())
     left_out, reads = np.empty(Y.shape, "float32"), range(rows.X.shape[1])
     for b, w in zip(rows.blocks, weights[best], strict=True):
-        left_out[b] = widened(_smooth(w, reads, rows.moments, Y), rows.X[b])[:, len(reads):]
+        left_out[b] = widened(_smooth(w, reads, rows.standard, Y), rows.X[b])[:, len(reads):]
     return _solved(held, right, best * n), left_out
 
 # %% ../nbs/lib/07_smooth.ipynb #cd52832a
@@ -284,7 +298,7 @@ def _stretch(
         found[k] = np.clip(away @ seen / max(away @ away, 1e-9), 0.5, 2)
     return found
 
-# %% ../nbs/lib/07_smooth.ipynb #28bdaae9
+# %% ../nbs/lib/07_smooth.ipynb #b0246a3c
 def fit_smooth(
     X: np.ndarray,  # float32 (rows, features)
     Y: np.ndarray,  # float (rows, targets), jobs
@@ -298,13 +312,13 @@ def fit_smooth(
     sizes = _log_spread(Y - left_out)
     spread, said = _fit(rows, sizes)
     by = _stretch(Y - left_out, said)
-    whole = _smooth(np.concatenate([calm, spread * by, beyond], axis=1), reads, rows.moments, np.concatenate([Y, sizes * by], axis=1), limit)
+    whole = _smooth(np.concatenate([calm, spread * by, beyond], axis=1), reads, rows.standard, np.concatenate([Y, sizes * by], axis=1), limit)
     return whole, np.concatenate([left_out, said * by.astype("float32")], axis=1)
 
 # %% ../nbs/lib/07_smooth.ipynb #4b197224
 MOST_PASSED = 2.0  # times what a feature adds to an answer
 
-# %% ../nbs/lib/07_smooth.ipynb #99ece136
+# %% ../nbs/lib/07_smooth.ipynb #43ddd7b5
 @njit(error_model="numpy")
 def _share(smooth, x, k):
     "The share of the sharp forecast that is believed in an output; 0 if there is none."
@@ -312,11 +326,11 @@ def _share(smooth, x, k):
         return 0.0
     beyond, at = smooth.base[len(smooth.least) + k], len(smooth.least) + k
     for i in range(len(smooth.reads)):
-        z = _standard(x[smooth.reads[i]], smooth.mean[i], smooth.scale[i])
+        z = _standard(smooth, x, i)
         beyond += z * smooth.line[i, at] + z * z * smooth.bend[i, at]
     return believed(beyond, smooth.limit[k]) / beyond if beyond != 0.0 else 0.0
 
-# %% ../nbs/lib/07_smooth.ipynb #a21f9061
+# %% ../nbs/lib/07_smooth.ipynb #c7923b0e
 @njit(nogil=True, cache=True, error_model="numpy")
 def _pass_on(smooth, x, booked, out):
     "Add what was booked on the answers to the features behind them."
@@ -324,7 +338,7 @@ def _pass_on(smooth, x, booked, out):
     for k in range(outputs):
         apart, size, share, beyond = 0.0, 0.0, _share(smooth, x, k), outputs + k if k < len(smooth.limit) else k
         for i in range(n):
-            z = _standard(x[smooth.reads[i]], smooth.mean[i], smooth.scale[i])
+            z = _standard(smooth, x, i)
             line, bend = smooth.line[i, k] + share * smooth.line[i, beyond], smooth.bend[i, k] + share * smooth.bend[i, beyond]
             parts[i] = z * line + (z * z - 1.0) * bend
             apart, size = apart + parts[i], size + abs(parts[i])

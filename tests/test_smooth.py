@@ -87,6 +87,15 @@ def test_features_that_share_a_sensor_fail_together():
     assert error["one"] < 0.2 * error["two"]
 
 
+def test_beyond_what_the_rows_showed_nothing_changes():
+    "A capacity that is nearly always full: more of it means no more."
+    rng = np.random.default_rng(9)
+    X = np.stack([np.where(rng.random(2000) < 0.02, 50, 100), rng.normal(size=2000)], axis=1).astype("float32")
+    smooth, _ = fit_smooth(X, X[:, :1] + rng.normal(size=(2000, 1)), [0, 1], np.arange(2000))
+    full, fuller, half = (widened(smooth, np.array([[level, 0]], "float32"))[0, 2:] for level in (100, 110, 50))
+    assert np.array_equal(full, fuller) and abs(full[0] - half[0]) > 20
+
+
 def test_noise_is_not_learnt():
     "On targets that have nothing to do with the features the answers to left-out rows stay near the mean; a fit that had seen them would not."
     rng = np.random.default_rng(1)
