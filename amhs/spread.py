@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numba import njit
 
-# %% ../nbs/lib/07_spread.ipynb #465442e4
+# %% ../nbs/lib/07_spread.ipynb #82a5f079
 RUNGS = 5  # at most
-_FEWEST = 200  # rows a rung is counted on, at least
+_FEWEST = 1000  # minutes a rung is counted on, at least; each says nearly what the one before it said
 
 # %% ../nbs/lib/07_spread.ipynb #1bda2e16
 def alike(

@@ -25,9 +25,9 @@ def one_rung(errors):
     return np.array([[0.0, *error_quantiles(np.array(errors))]])
 
 
-@given(st.lists(st.floats(-20, 20), min_size=1, max_size=3000), st.floats(-30, 30))
-def test_every_row_stands_on_one_rung_and_between_two_once(log_spreads, at):
-    log_spreads = np.array(log_spreads)
+@given(st.lists(st.floats(-20, 20), min_size=1, max_size=30), st.integers(1, 300), st.floats(-30, 30))
+def test_every_row_stands_on_one_rung_and_between_two_once(log_spreads, times, at):
+    log_spreads = np.repeat(log_spreads, times)
     parts = alike(log_spreads)
     assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(len(log_spreads)))
     assert all(log_spreads[a].max() < log_spreads[b].min() for a, b in zip(parts, parts[1:]))
