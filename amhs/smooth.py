@@ -17,7 +17,7 @@ from numba import njit
 # %% ../nbs/lib/07_smooth.ipynb #118980cd
 LIMIT = 4.0  # standard deviations; on a later block of the simulated hub 3 to 8 are alike, a nearer limit runs away less
 
-# %% ../nbs/lib/07_smooth.ipynb #9d223993
+# %% ../nbs/lib/07_smooth.ipynb #17b33fcd
 class Smooth(NamedTuple):
     "A line and a parabola per feature and output"
     reads: np.ndarray  # int64 (features read,), their positions in a row
@@ -25,8 +25,8 @@ class Smooth(NamedTuple):
     scale: np.ndarray  # float64 (features read,), one over the standard deviation
     low: np.ndarray  # float64 (features read,), standard deviations; what lies below is pulled in
     high: np.ndarray  # float64 (features read,), and what lies above
-    line: np.ndarray  # float64 (features read, outputs + targets), per standard deviation; outputs are calm forecasts in jobs and the logarithms
-    bend: np.ndarray  # of their spreads, then comes what the sharp forecasts say beyond the calm ones; per square of a standard deviation
+    line: np.ndarray  # float64 (features read, outputs + targets), per standard deviation
+    bend: np.ndarray  # float64 (features read, outputs + targets), per square of it
     base: np.ndarray  # float64 (outputs + targets,)
     limit: np.ndarray  # float64 (targets,), jobs beyond a calm forecast that are believed
     least: np.ndarray  # float64 (outputs,), no answer is below
