@@ -780,13 +780,15 @@ def _read_forest(about: tuple, folder: Path, state: dict) -> Forest:
         found = {name: arrays[name] for name in Perfect._fields}
     return Forest(*about, Perfect(**found | {name: int(found[name]) for name in ("depth", "shift")}))
 
-# %% ../nbs/lib/15_engines.ipynb #70057dd7
+# %% ../nbs/lib/15_engines.ipynb #4b3cdf2e
 def load_engine(
     folder: Path | str,  # what `save` wrote
     model: Path | str | None = None,  # the forecaster's folder; for the engines `original` and `boosters`
 ) -> Engine:
     "Read an engine; every hash is checked first."
     card, folder = unseal(folder, "engine.json"), Path(folder)
+    if card["format"] != 2:
+        raise ModelError("an engine of another format", got=card["format"], fix="load it with the version of amhs that wrote it, or build it again")
     finish = {n: np.array(v, "float64") if isinstance(v, list) else v for n, v in card["finish"].items()}
     about = (card["features"], card["horizons"], Finish(**finish), read_smooth(folder))
     if card["kind"] == "onnx":

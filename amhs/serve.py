@@ -8,7 +8,7 @@ __all__ = ['LARGEST', 'Serving', 'load_serving', 'Refused', 'rows_array', 'some_
            'class_of', 'Teller', 'teller_of', 'horizons_of', 'level_horizons', 'model_score', 'namer_of', 'why',
            'prediction_row', 'read_inputs', 'trial_table']
 
-# %% ../nbs/lib/16_serve.ipynb #de1f4836
+# %% ../nbs/lib/16_serve.ipynb #081efe92
 import itertools, time, uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ from .deployment import LineDeployment, package_folder, pointer, read_deployment
 from .inference import AlarmPolicy, Package, load_package
 from .messages import Alarm, Answer, Horizon, Level, NamedCause, Observation, Reason, Surge, Window
 from .rules import SEVERITIES, Verdict, compile_rules, decide, load_rules
-from .spread import even, rung
+from .spread import even, mixed, rung
 from .store import Store, minute_of
 from .telemetry import COLUMNS
 
@@ -531,7 +531,7 @@ def class_of(
         likely[i] = probs[i] if gain[i] >= gain.max() * (1 - 1e-5) else -1.0
     return likely.argmax()
 
-# %% ../nbs/lib/16_serve.ipynb #be182dc8
+# %% ../nbs/lib/16_serve.ipynb #617f0f9e
 @njit(cache=True, error_model="numpy")
 def _tell(forecast, offsets, shares, out):
     "Fill `out` (horizons, 13): lowest, average and highest level, each with its bounds, then three probabilities, and the class."
@@ -540,9 +540,9 @@ def _tell(forecast, offsets, shares, out):
         row = forecast[1 + 6 * h : 7 + 6 * h].astype(np.float64)
         for t in range(3):
             spread = spreads[3 * h + t]
-            below, above, near = rung(offsets[h, t], np.log(spread))
+            at = rung(offsets[h, t], np.log(spread))
             for bound in range(3):
-                off = (1.0 - near) * offsets[h, t, below, bound] + near * offsets[h, t, above, bound] if bound else 0.0
+                off = mixed(offsets[h, t], at, bound) if bound else 0.0
                 level = float(forecast[0]) + row[t] + off * spread
                 out[h, 3 * t + bound] = np.rint(100.0 * (max(level, 0.0) if bound else level)) / 100.0
         for i in range(3):

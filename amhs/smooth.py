@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LIMIT', 'RIDGES', 'FOLDS', 'FEAR', 'BELIEVED', 'MOST_PASSED', 'Smooth', 'no_smooth', 'believed', 'smooth_row',
-           'widened', 'write_smooth', 'read_smooth', 'moments', 'standard', 'fit_smooth', 'passed_on']
+           'widened', 'write_smooth', 'read_smooth', 'moments', 'fit_smooth', 'passed_on']
 
 # %% ../nbs/lib/07_smooth.ipynb #e75e4eef
 from collections.abc import Sequence
@@ -138,8 +138,8 @@ def _parts(rows: np.ndarray) -> list[np.ndarray]:
     "Rows in parts that fit the memory."
     return np.array_split(rows, max(1, -(-len(rows) // _AT_ONCE)))
 
-# %% ../nbs/lib/07_smooth.ipynb #9eb7038b
-def standard(
+# %% ../nbs/lib/07_smooth.ipynb #bff558c0
+def _standards(
     X: np.ndarray,  # float32 (rows, features)
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:  # float64 (features,): mean, one over the standard deviation, lowest and highest in these
     "What brings features to a standard, and how far it reaches."
@@ -168,14 +168,14 @@ class _Rows(NamedTuple):
     blocks: list[np.ndarray]  # int, positions of each block's rows
     sums: list[np.ndarray]  # float64 (columns, columns), left side of each block's normal equations
 
-# %% ../nbs/lib/07_smooth.ipynb #64939f14
+# %% ../nbs/lib/07_smooth.ipynb #31c25fc7
 def _ready(
     X: np.ndarray,  # float32 (rows, features read)
     order: np.ndarray,  # int (rows,), rank of each row in time
 ) -> _Rows:
     "Cut rows into blocks of time and add up their left sides, which all targets share."
     X, fold = np.ascontiguousarray(X, "float32"), order * FOLDS // max(len(order), 1)
-    found, blocks = standard(X), [np.flatnonzero(fold == f) for f in range(FOLDS)]
+    found, blocks = _standards(X), [np.flatnonzero(fold == f) for f in range(FOLDS)]
     return _Rows(X, found, blocks, [sum(A.T @ A for A in (_design(x, *found) for x in _parts(X[b]))) for b in blocks])
 
 # %% ../nbs/lib/07_smooth.ipynb #3739eba2

@@ -163,6 +163,13 @@ def test_a_changed_engine_is_refused(engines, tmp_path, kind):
         load_engine(folder)
 
 
+def test_an_engine_of_another_format_is_refused(engines, tmp_path):
+    folder = engines["forest"].save(tmp_path / "forest")
+    seal(folder, "engine.json", unseal(folder, "engine.json") | {"format": 1})
+    with pytest.raises(ModelError, match="another format"):
+        load_engine(folder)
+
+
 # --- the forest's own parts ------------------------------------------------------------------------------------------
 
 

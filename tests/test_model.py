@@ -285,8 +285,7 @@ def test_contributions_to_a_class_are_those_to_the_highest_change():
         odds = np.log(forecast[f"prob_{klass}_15"] / (1 - forecast[f"prob_{klass}_15"])).clip(-12, 12)
         assert (why.sum(axis=1) - odds).abs().max() < 0.02
         moved, jobs = why.drop(columns="base").to_numpy(), change.drop(columns="base").to_numpy()
-        seen = (np.abs(jobs) > 0.1) & (moved != 0)  # nothing moves a class that is impossible either way
-        assert seen.sum() > 0.8 * (np.abs(jobs) > 0.1).sum() and (np.sign(moved) == side * np.sign(jobs))[seen].mean() > 0.95
+        assert (np.sign(moved) == side * np.sign(jobs))[np.abs(jobs) > 0.1].mean() > 0.95
 
 
 @pytest.mark.parametrize("name", installed("linear", "v8", "lightgbm", "deep"))

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from amhs.spread import LEVELS, alike, class_edges, class_row, class_rows, class_slope, error_quantiles, even, ladder, odds_below, rung
+from amhs.spread import LEVELS, alike, class_edges, class_row, class_rows, class_slope, error_quantiles, even, ladder, mixed, odds_below, rung
 
 EDGES = np.array([5.0, 20.0])
 NORMAL = np.array([[0.0, *norm.ppf(LEVELS)]])  # a ladder of one rung
@@ -32,17 +32,14 @@ def test_every_row_stands_on_one_rung_and_between_two_once(log_spreads, times, a
     assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(len(log_spreads)))
     assert all(log_spreads[a].max() < log_spreads[b].min() for a, b in zip(parts, parts[1:]))
     found = ladder(log_spreads, lambda rows: [len(rows)])
-    below, above, near = rung(found, at)
-    mixed = (1 - near) * found[below, 1] + near * found[above, 1]
-    assert mixed == pytest.approx(np.interp(at, *found.T))
+    assert mixed(found, rung(found, at), 1) == pytest.approx(np.interp(at, *found.T))
 
 
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.floats(-30, 30))
 def test_made_equally_long_ladders_say_the_same(lengths, at):
     ladders = [[[float(i), 7.0 * n + i * i] for i in range(n)] for n in lengths]
     for own, long in zip(ladders, even(ladders)):
-        told = [(1 - near) * rows[below, 1] + near * rows[above, 1] for rows in (np.array(own), long) for below, above, near in [rung(rows, at)]]
-        assert told[0] == pytest.approx(told[1], rel=1e-6)
+        assert mixed(long, rung(long, at), 1) == pytest.approx(mixed(np.array(own), rung(np.array(own), at), 1), rel=1e-6)
 
 
 def test_errors_that_grow_otherwise_than_their_spread_are_met():
