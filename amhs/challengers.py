@@ -543,6 +543,12 @@ def _answer(self: Ensemble, X: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.n
     changes, odds, spreads = (np.tensordot(self.weights[of], said, 1) for of, said in zip(("changes", "classes", "spreads"), self._said(X), strict=True))
     return changes, softmax(odds), np.exp(spreads)
 
+# %% ../nbs/lib/08_challengers.ipynb #712ef0b0
+@patch
+def _raised(self: Ensemble, X: np.ndarray) -> np.ndarray:
+    said = [member._raised(np.ascontiguousarray(X[:, self.places[name]])) for name, member in self.members.items()]
+    return self.weights["changes"] @ np.array(said)
+
 # %% ../nbs/lib/08_challengers.ipynb #43fbd7fe
 @patch
 def _weigh(self: Ensemble, X: np.ndarray, head: str, klass: int | None) -> np.ndarray:

@@ -29,8 +29,9 @@ from amhs.config import (
 )
 from .core import InputError, atomic_path, read_json, sha256_file, write_json
 from amhs.evaluate import (
-    Evaluation, alarm_score, class_scores, evaluate, find_episodes, find_events, leak_check, level_scores, match_alarms, paired_difference,
+    Evaluation, alarm_score, class_scores, evaluate, find_episodes, leak_check, level_scores, match_alarms, paired_difference,
 )
+from .events import find_events
 from .features import FEATURE_SETS, build_features, compile_features, feature_table
 from .model import Forecaster, load_model, make_model, surge_class
 from .rules import RuleSet, load_rules

@@ -25,8 +25,8 @@ from .model import NOW, Boosted, Forecaster, load_model
 from .smooth import Smooth, no_smooth, passed_on, read_smooth, smooth_row, widened, write_smooth
 from .spread import LEVELS, class_row, class_slope, even
 
-# %% ../nbs/lib/15_engines.ipynb #5207321e
-OUTPUTS = len(TARGETS) + len(CLASSES)
+# %% ../nbs/lib/15_engines.ipynb #e8526c53
+OUTPUTS = len(TARGETS) + len(CLASSES)  # of a horizon; one more, that of the alarm, stands behind those of all horizons
 
 # %% ../nbs/lib/15_engines.ipynb #918848df
 class Trees(NamedTuple):
@@ -41,7 +41,7 @@ class Trees(NamedTuple):
     weight: np.ndarray  # float32 (nodes,), how much of the training passed here
     base: np.ndarray  # float32 (outputs,), what the sum starts from
 
-# %% ../nbs/lib/15_engines.ipynb #2360c9a8
+# %% ../nbs/lib/15_engines.ipynb #9a7f767a
 def _described(
     booster: "xgboost.Booster",
 ) -> tuple[dict, list[float]]:  # its trees, as XGBoost describes them; what the sum starts from, per output of the booster
@@ -50,15 +50,16 @@ def _described(
     trees, start = learner["gradient_booster"], json.loads(learner["learner_model_param"]["base_score"])
     if trees["name"] != "gbtree" or any(any(t["split_type"]) for t in trees["model"]["trees"]):
         raise ModelError("only trees that split by numbers can be made light", got=trees["name"], fix="use the engine `boosters`")
-    return trees["model"], start if isinstance(start, list) else [start]
+    start = np.atleast_1d(start)
+    return trees["model"], (np.log(start / (1 - start)) if learner["objective"]["name"] == "binary:logistic" else start).tolist()
 
-# %% ../nbs/lib/15_engines.ipynb #39b7ce0f
+# %% ../nbs/lib/15_engines.ipynb #3843d42b
 def _output_of(
     forecaster: Boosted,
 ) -> dict[str, int]:  # head -> its first output
     "Where the answers of the heads stand."
     return {head: OUTPUTS * i + j for i, h in enumerate(forecaster.horizons)
-            for j, head in enumerate((*(f"change_{t}_{h}" for t in TARGETS), f"surge_class_{h}"))}
+            for j, head in enumerate((*(f"change_{t}_{h}" for t in TARGETS), f"surge_class_{h}"))} | {"alarm": OUTPUTS * len(forecaster.horizons)}
 
 # %% ../nbs/lib/15_engines.ipynb #5d72d459
 _FIELDS = {"left": "left_children", "right": "right_children", "feature": "split_indices", "value": "split_conditions",
@@ -74,12 +75,12 @@ def _nodes(
     inner, before = found["left"] >= 0, np.repeat(first, sizes)
     return found | {side: np.where(inner, found[side] + before, -1) for side in ("left", "right")} | {"first": first}
 
-# %% ../nbs/lib/15_engines.ipynb #151d44a7
+# %% ../nbs/lib/15_engines.ipynb #30350cbe
 def read_trees(
     forecaster: Boosted,  # trained
 ) -> Trees:  # those of one output stand together, in the order they were grown
     "Every tree of a forecaster as arrays."
-    start, base, grown = _output_of(forecaster), np.zeros(OUTPUTS * len(forecaster.horizons), "float32"), []
+    start, base, grown = _output_of(forecaster), np.zeros(OUTPUTS * len(forecaster.horizons) + 1, "float32"), []
     for head, booster in forecaster.boosters.items():
         model, begins = _described(booster)
         base[start[head] : start[head] + len(begins)] = begins
@@ -94,7 +95,7 @@ def read_trees(
 _KINDS = dict.fromkeys(("first", "output", "left", "right", "feature"), "int64") | {
     "value": "float32", "missing_left": "bool", "weight": "float32", "base": "float32"}
 
-# %% ../nbs/lib/15_engines.ipynb #7f41a260
+# %% ../nbs/lib/15_engines.ipynb #8790521b
 class Finish(NamedTuple):
     "What turns margins into a forecast"
     scale: np.ndarray  # float64 (horizons,), of the log-odds
@@ -102,10 +103,11 @@ class Finish(NamedTuple):
     errors: np.ndarray  # float64 (horizons, rungs, 100), ladders of their quantiles in units of the spread
     edges: np.ndarray  # float64 (horizons, 2), between the classes, jobs
     ordered: bool  # whether the changes are made to agree
+    worth: float  # jobs per log-odds of the alarm
     now: int  # position of the level of now in a row
     spread: int  # position of the first log spread in a widened row; -1: there is none, and classes have log-odds
 
-# %% ../nbs/lib/15_engines.ipynb #e5cef5e5
+# %% ../nbs/lib/15_engines.ipynb #9915dec5
 def read_finish(
     forecaster: Forecaster,  # trained
 ) -> Finish:
@@ -115,7 +117,7 @@ def read_finish(
     outputs = len(getattr(forecaster, "smooth", no_smooth()).least)
     said = {name: [c[name] for c in known] for name in usual}
     arrays = (even(rows) if name == "errors" else np.array(rows, "float64") for name, rows in said.items())
-    return Finish(*arrays, bool(getattr(forecaster.hyper, "ordered", False)),
+    return Finish(*arrays, bool(getattr(forecaster.hyper, "ordered", False)), float(getattr(forecaster, "worth", 0.0)),
                   forecaster.features.index(NOW), len(forecaster.features) + outputs // 2 if outputs else -1)
 
 # %% ../nbs/lib/15_engines.ipynb #d06054c2
@@ -159,11 +161,11 @@ def _order(row, now):
         row[o + 2] = higher(row[o + 2], row[0])
         row[o + 1] = lower(higher(row[o + 1], row[o]), row[o + 2])
 
-# %% ../nbs/lib/15_engines.ipynb #d38ffb95
+# %% ../nbs/lib/15_engines.ipynb #0ed81587
 @njit(error_model="numpy")
 def _finish_row(finish, margins, wide, out):
-    "One row's forecast: now, the outputs, the spreads."
-    n, now = len(finish.scale), wide[finish.now]
+    "One row's forecast: now, the outputs, the spreads, the level that counts for alarms."
+    n, now, highest = len(finish.scale), wide[finish.now], -np.inf
     told, spreads = out[1 : 1 + OUTPUTS * n], out[1 + OUTPUTS * n :]
     out[0] = now
     for h in range(n):
@@ -173,11 +175,13 @@ def _finish_row(finish, margins, wide, out):
     if finish.ordered:
         _order(told, now)
     for h in range(n):
+        highest = higher(highest, told[OUTPUTS * h + 2])
         classes = told[OUTPUTS * h + 3 : OUTPUTS * h + 6]
         if finish.spread >= 0:
             class_row(told[OUTPUTS * h + 2], spreads[3 * h + 2], finish.errors[h], finish.edges[h], classes)
         else:
             _probabilities(margins[OUTPUTS * h + 3 : OUTPUTS * h + 6], finish.scale[h], finish.bias[h], classes)
+    out[-1] = np.float64(now) + highest + finish.worth * margins[OUTPUTS * n]
 
 # %% ../nbs/lib/15_engines.ipynb #2e8d4940
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -186,14 +190,19 @@ def _finish_rows(finish, margins, wide, out):
     for i in range(len(wide)):
         _finish_row(finish, margins[i], wide[i], out[i])
 
-# %% ../nbs/lib/15_engines.ipynb #474e0d77
+# %% ../nbs/lib/15_engines.ipynb #09289e93
+def _width(horizons: int) -> int:
+    "How many numbers a forecast of so many horizons has."
+    return 2 + (OUTPUTS + len(TARGETS)) * horizons
+
+# %% ../nbs/lib/15_engines.ipynb #ce1846f7
 def finished(
-    margins: np.ndarray,  # float (rows, 6 * horizons): changes in jobs, log-odds
+    margins: np.ndarray,  # float (rows, 6 * horizons + 1): changes in jobs, log-odds; log-odds of the alarm
     wide: np.ndarray,  # float32 (rows, features + smooth forecasts and log spreads)
     finish: Finish,  # how
-) -> np.ndarray:  # float32 (rows, 1 + 9 * horizons), in the order of a forecast's columns
+) -> np.ndarray:  # float32 (rows, 2 + 9 * horizons), in the order of a forecast's columns
     "Forecasts from margins."
-    out = np.empty((len(wide), 1 + (OUTPUTS + len(TARGETS)) * len(finish.scale)), "float32")
+    out = np.empty((len(wide), _width(len(finish.scale))), "float32")
     _finish_rows(finish, np.ascontiguousarray(margins, "float64"), np.ascontiguousarray(wide, "float32"), out)
     return out
 
@@ -234,7 +243,7 @@ def _in_parts(
     with ThreadPoolExecutor(threads) as pool:
         return np.concatenate(list(pool.map(work, np.array_split(X, threads))))
 
-# %% ../nbs/lib/15_engines.ipynb #8d6619a5
+# %% ../nbs/lib/15_engines.ipynb #0d639991
 @patch
 def margins(
     self: Engine,
@@ -242,7 +251,7 @@ def margins(
     threads: int = 1,  # rows are shared out among them
 ) -> np.ndarray:  # float64 (rows, horizons, 6): lowest, average, highest change in jobs; log-odds of the classes
     "What the trees of every head add up to; 0 for heads that have none."
-    said = _in_parts(lambda part: self._margins(widened(self.smooth, part)), self._checked(X), threads)
+    said = _in_parts(lambda part: self._margins(widened(self.smooth, part)), self._checked(X), threads)[:, :-1]
     return said.reshape(len(X), len(self.horizons), OUTPUTS).astype("float64", copy=False)
 
 # %% ../nbs/lib/15_engines.ipynb #b8e2a493
@@ -252,22 +261,22 @@ def _told(self: Engine, X: np.ndarray) -> np.ndarray:
     wide = widened(self.smooth, X)
     return finished(self._margins(wide), wide, self.finish)
 
-# %% ../nbs/lib/15_engines.ipynb #b5081e5e
+# %% ../nbs/lib/15_engines.ipynb #55591a41
 @patch
 def forecasts(
     self: Engine,
     X: np.ndarray,  # float32 (rows, features)
     threads: int = 1,  # rows are shared out among them
-) -> np.ndarray:  # float32 (rows, 1 + 9 * horizons), in the order of a forecast's columns
+) -> np.ndarray:  # float32 (rows, 2 + 9 * horizons), in the order of a forecast's columns
     "Forecast many rows."
     return _in_parts(self._told, self._checked(X), threads)
 
-# %% ../nbs/lib/15_engines.ipynb #1c5c5eb7
+# %% ../nbs/lib/15_engines.ipynb #06f7412b
 @patch
 def forecast(
     self: Engine,
     x: np.ndarray,  # float32 (features,)
-) -> np.ndarray:  # float32 (1 + 9 * horizons,)
+) -> np.ndarray:  # float32 (2 + 9 * horizons,)
     "Forecast one row."
     return self.forecasts(np.asarray(x)[None])[0]
 
@@ -311,10 +320,10 @@ class Boosters(Engine):
         for booster in self.boosters.values():
             booster.set_param({"nthread": 1})
 
-# %% ../nbs/lib/15_engines.ipynb #caedc39e
+# %% ../nbs/lib/15_engines.ipynb #426ae672
 @patch
 def _margins(self: Boosters, wide: np.ndarray) -> np.ndarray:
-    read, out = wide[:, self.reads], np.zeros((len(wide), OUTPUTS * len(self.horizons)))
+    read, out = wide[:, self.reads], np.zeros((len(wide), OUTPUTS * len(self.horizons) + 1))
     for head, booster in self.boosters.items():
         said = booster.inplace_predict(read, predict_type="margin").reshape(len(wide), -1)
         out[:, self.starts[head] : self.starts[head] + said.shape[1]] = said
@@ -618,16 +627,16 @@ def _flatten(forecaster: Boosted) -> Forest:
     "Build the engine `forest`."
     return Forest(*_about(forecaster), fill_up(read_trees(forecaster)))
 
-# %% ../nbs/lib/15_engines.ipynb #a08f3e33
+# %% ../nbs/lib/15_engines.ipynb #d55f107d
 @patch
 def forecast(
     self: Forest,
     x: np.ndarray,  # float32 (features,)
-) -> np.ndarray:  # float32 (1 + 9 * horizons,)
+) -> np.ndarray:  # float32 (2 + 9 * horizons,)
     "Forecast one row, in one compiled call."
     if x.shape != (len(self.features),):
         raise InputError(f"a row of {len(self.features)} features is needed", got=x.shape, fix="give them in the engine's order")
-    out = np.empty(1 + (OUTPUTS + len(TARGETS)) * len(self.horizons), np.float32)
+    out = np.empty(_width(len(self.horizons)), np.float32)
     _forecast_row(self.perfect, self.finish, self.smooth, np.ascontiguousarray(x, "float32"), out)
     return out
 
@@ -751,7 +760,7 @@ def _write(self: Forest, folder: Path) -> dict:
     np.savez(folder / "forest.npz", **self.perfect._asdict())
     return {}
 
-# %% ../nbs/lib/15_engines.ipynb #fb6c07bc
+# %% ../nbs/lib/15_engines.ipynb #5c6d07d4
 @patch
 def save(
     self: Engine,
@@ -762,7 +771,7 @@ def save(
     folder.mkdir(parents=True, exist_ok=True)
     finish = {n: v.tolist() if isinstance(v, np.ndarray) else v for n, v in self.finish._asdict().items()}
     write_smooth(self.smooth, folder)
-    seal(folder, "engine.json", {"format": 2, "kind": self.kind, "features": self.features, "horizons": self.horizons,
+    seal(folder, "engine.json", {"format": 3, "kind": self.kind, "features": self.features, "horizons": self.horizons,
                                  "finish": finish, "state": self._write(folder)})
     return folder
 
@@ -780,14 +789,14 @@ def _read_forest(about: tuple, folder: Path, state: dict) -> Forest:
         found = {name: arrays[name] for name in Perfect._fields}
     return Forest(*about, Perfect(**found | {name: int(found[name]) for name in ("depth", "shift")}))
 
-# %% ../nbs/lib/15_engines.ipynb #4b3cdf2e
+# %% ../nbs/lib/15_engines.ipynb #a708d56f
 def load_engine(
     folder: Path | str,  # what `save` wrote
     model: Path | str | None = None,  # the forecaster's folder; for the engines `original` and `boosters`
 ) -> Engine:
     "Read an engine; every hash is checked first."
     card, folder = unseal(folder, "engine.json"), Path(folder)
-    if card["format"] != 2:
+    if card["format"] != 3:
         raise ModelError("an engine of another format", got=card["format"], fix="load it with the version of amhs that wrote it, or build it again")
     finish = {n: np.array(v, "float64") if isinstance(v, list) else v for n, v in card["finish"].items()}
     about = (card["features"], card["horizons"], Finish(**finish), read_smooth(folder))

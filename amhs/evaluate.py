@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['SHIFTS', 'MIXED', 'same_rows', 'Blocks', 'make_blocks', 'level_scores', 'class_scores', 'confusion', 'reliability',
-           'scores_by_part', 'paired_difference', 'find_events', 'find_episodes', 'match_alarms', 'alarm_score',
-           'rule_score', 'alarm_outcome', 'alarm_judge', 'alarm_curve', 'choose_threshold', 'wilson',
-           'alarms_at_budgets', 'average_precision', 'slice_table', 'slice_scores', 'worst_slice', 'interval_offsets',
-           'interval_bounds', 'within', 'interval_scores', 'future_leaks', 'suspicious_features', 'split_leaks',
-           'leak_check', 'Evaluation', 'alarm_tables', 'evaluate']
+           'scores_by_part', 'paired_difference', 'find_episodes', 'match_alarms', 'alarm_score', 'rule_score',
+           'alarm_outcome', 'alarm_judge', 'alarm_curve', 'choose_threshold', 'wilson', 'alarms_at_budgets',
+           'average_precision', 'slice_table', 'slice_scores', 'worst_slice', 'interval_offsets', 'interval_bounds',
+           'within', 'interval_scores', 'future_leaks', 'suspicious_features', 'split_leaks', 'leak_check',
+           'Evaluation', 'alarm_tables', 'evaluate']
 
-# %% ../nbs/lib/09_evaluate.ipynb #24f61bac
+# %% ../nbs/lib/09_evaluate.ipynb #ab954abe
 import json, math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -24,7 +24,8 @@ from fastcore.basics import patch
 
 from .config import CLASSES, PURGE_GAP_MIN, TARGETS, Site
 from .core import InputError, ParameterError, seeded
-from .model import surge_class
+from .events import LINE_APART, event_ticks, find_events, index_minutes, levels_of, runs, spans, ticks_of, time_minutes
+from .model import alarm_level, surge_class
 from .rules import RuleSet, apply_rules, hybrid_score
 from .spread import ladder
 
@@ -80,7 +81,7 @@ def _draws_of_line(
 # %% ../nbs/lib/09_evaluate.ipynb #b7826742
 _UNIT_MIN = 60
 
-# %% ../nbs/lib/09_evaluate.ipynb #cfa6a936
+# %% ../nbs/lib/09_evaluate.ipynb #ee16528e
 def make_blocks(
     index: pd.MultiIndex,  # (line, timestamp) of the rows to judge
     n_draws: int = 500,  # resamples
@@ -88,32 +89,14 @@ def make_blocks(
     seed: int = 0,  # of the draws
 ) -> Blocks:  # the same for every forecast on these rows
     "Draw blocks of time for a bootstrap."
-    line, minute = index.codes[0].astype("int64"), _minutes(index)
-    units, unit = np.unique(line * _LINE_APART + minute // _UNIT_MIN, return_inverse=True)
+    line, minute = index.codes[0].astype("int64"), index_minutes(index)
+    units, unit = np.unique(line * LINE_APART + minute // _UNIT_MIN, return_inverse=True)
     rng, parts = seeded(seed, "blocks"), []
-    for n in np.bincount(units // _LINE_APART):
+    for n in np.bincount(units // LINE_APART):
         length = int(np.clip(n // 8, 1, max(block_min // _UNIT_MIN, 1)))
         parts.append(_draws_of_line(n, length, n_draws, rng) if n else np.zeros((n_draws, 0)))
     drawn = np.concatenate(parts, axis=1)
     return Blocks(unit, np.concatenate([np.ones((1, len(units))), drawn]))
-
-# %% ../nbs/lib/09_evaluate.ipynb #a2f982fd
-_LINE_APART = 1 << 40  # minutes between the clocks of two lines, so that nothing reaches from one to the next
-
-# %% ../nbs/lib/09_evaluate.ipynb #0056ecf2
-def _minute_numbers(
-    times: pd.Series | pd.DatetimeIndex,  # with a time zone
-) -> np.ndarray:  # int64 (n,), minutes since 1970 UTC
-    "Times as numbers, so that one minute is a difference of 1."
-    return pd.DatetimeIndex(times).as_unit("us").asi8 // 60_000_000
-
-# %% ../nbs/lib/09_evaluate.ipynb #45aed574
-def _minutes(
-    index: pd.MultiIndex,  # (line, timestamp)
-) -> np.ndarray:  # int64 (rows,), minutes since 1970 UTC
-    "Minute number of each row."
-    level = index.names.index("timestamp")
-    return _minute_numbers(index.levels[level])[index.codes[level]]
 
 # %% ../nbs/lib/09_evaluate.ipynb #23d75e5b
 def _by_unit(
@@ -407,80 +390,6 @@ def paired_difference(
     both = one.index.intersection(two.index, sort=False)
     return _tidy(one.loc[both] - two.loc[both], len(rows))
 
-# %% ../nbs/lib/09_evaluate.ipynb #921ab5f5
-def _runs(
-    ticks: np.ndarray,  # int64 (n,), minutes, ascending
-    apart: int,  # a new run begins where the next minute is further away than this
-) -> tuple[np.ndarray, np.ndarray]:  # first and last minute of each run
-    "Runs of minutes."
-    cut = np.flatnonzero(np.diff(ticks) > apart)
-    return (ticks[np.append(0, cut + 1)], ticks[np.append(cut, len(ticks) - 1)]) if len(ticks) else (ticks, ticks)
-
-# %% ../nbs/lib/09_evaluate.ipynb #4b6d2a81
-def _joined(
-    start: np.ndarray,  # int64 (n,), first minutes, ascending
-    end: np.ndarray,  # int64 (n,), last minutes
-    gap: int,  # runs with fewer minutes than this between them are one
-) -> tuple[np.ndarray, np.ndarray]:  # first and last minutes
-    "Runs that lie close become one."
-    new = np.append(True, start[1:] - end[:-1] > max(gap, 1))[: len(start)]
-    return start[new], end[np.append(new[1:], True)[: len(end)]]
-
-# %% ../nbs/lib/09_evaluate.ipynb #fb82989e
-def _ticks(
-    index: pd.MultiIndex,  # (line, timestamp)
-    lines: Sequence[str],  # names in a fixed order
-) -> np.ndarray:  # int64 (rows,), one clock for all lines, the lines far apart
-    "Minutes of all lines on one clock."
-    place = pd.Index(lines).get_indexer(index.levels[0])
-    return place[index.codes[0]] * _LINE_APART + _minutes(index)
-
-# %% ../nbs/lib/09_evaluate.ipynb #9cfab5dc
-def _spans(
-    start: np.ndarray,  # int64 (n,), minutes on the clock of all lines
-    end: np.ndarray,  # int64 (n,)
-    lines: Sequence[str],  # the same names in the same order
-) -> pd.DataFrame:  # line, start, end
-    "Spans of time on the clock of all lines, as a table."
-    def when(ticks):
-        return pd.DatetimeIndex((ticks % _LINE_APART).astype("datetime64[m]")).tz_localize("UTC").as_unit("us")
-
-    return pd.DataFrame({"line": np.asarray(lines, dtype=object)[start // _LINE_APART], "start": when(start), "end": when(end)})
-
-# %% ../nbs/lib/09_evaluate.ipynb #6807f459
-def _event_ticks(
-    ticks: np.ndarray,  # int64 (rows,), ascending
-    level: np.ndarray,  # float (rows,), jobs; NaN where missing
-    site: Site,  # surge level and alarm times
-) -> tuple[np.ndarray, np.ndarray]:  # first and last minutes
-    "Events on the clock of all lines."
-    start, end = _runs(ticks[level > site.thresholds.surge_level], 1)
-    lasting = end - start + 1 >= site.alarms.min_duration
-    return _joined(start[lasting], end[lasting], site.alarms.merge_gap)
-
-# %% ../nbs/lib/09_evaluate.ipynb #a3cde525
-def find_events(
-    levels: pd.Series | pd.DataFrame,  # hub_jobs by (line, timestamp), or telemetry
-    site: Site,  # surge level, min_duration, merge_gap
-) -> pd.DataFrame:  # line, start, end (last minute), minutes, peak
-    "Stretches of time with the hub above the surge level."
-    levels = _levels(levels)
-    lines = sorted(levels.index.unique("line"))
-    ticks, level = _ticks(levels.index, lines), levels.to_numpy("float64")
-    start, end = _event_ticks(ticks, level, site)
-    spans = zip(np.searchsorted(ticks, start), np.searchsorted(ticks, end, "right"), strict=True)
-    peak = np.array([np.nanmax(level[a:b]) for a, b in spans], "float64")
-    return _spans(start, end, lines).assign(minutes=end - start + 1, peak=peak)
-
-# %% ../nbs/lib/09_evaluate.ipynb #bb2d138b
-def _levels(
-    table: pd.Series | pd.DataFrame,  # by (line, timestamp), or telemetry
-) -> pd.Series:  # hub_jobs by (line, timestamp), sorted
-    "The queue's level, minute by minute."
-    if isinstance(table, pd.DataFrame):
-        table = pd.Series(table["hub_jobs"].to_numpy(), pd.MultiIndex.from_frame(table[["line", "timestamp"]]), name="hub_jobs")
-    return table if table.index.is_monotonic_increasing else table.sort_index()
-
 # %% ../nbs/lib/09_evaluate.ipynb #5193e07e
 def _hysteresis(
     ticks: np.ndarray,  # int64 (rows,)
@@ -497,7 +406,7 @@ def _hysteresis(
     last = np.maximum.accumulate(np.where(sign != 0, np.arange(len(sign)), 0))
     return sign[last] > 0
 
-# %% ../nbs/lib/09_evaluate.ipynb #2d51766c
+# %% ../nbs/lib/09_evaluate.ipynb #0478df43
 def find_episodes(
     score: pd.Series,  # by (line, timestamp); NaN or absent: no alarm
     threshold: float,  # alarm where the score is at least this
@@ -506,9 +415,9 @@ def find_episodes(
 ) -> pd.DataFrame:  # line, start, end (last minute)
     "Runs of alarm minutes."
     score, lines = score.sort_index(), sorted(score.index.unique("line"))
-    ticks = _ticks(score.index, lines)
+    ticks = ticks_of(score.index, lines)
     on = _hysteresis(ticks, score.to_numpy("float64"), threshold, hysteresis, site.alarms.merge_gap)
-    return _spans(*_runs(ticks[on], max(site.alarms.merge_gap, 1)), lines)
+    return spans(*runs(ticks[on], max(site.alarms.merge_gap, 1)), lines)
 
 # %% ../nbs/lib/09_evaluate.ipynb #78509ea5
 def _matched(
@@ -525,14 +434,14 @@ def _matched(
     overlap = np.append(start, far)[np.searchsorted(end, begin)] <= stop
     return lead, ~(coming | overlap)
 
-# %% ../nbs/lib/09_evaluate.ipynb #5d86a1d4
+# %% ../nbs/lib/09_evaluate.ipynb #7eb64e8d
 def _span_ticks(
     spans: pd.DataFrame,  # line, start, end
     lines: Sequence[str],  # names in a fixed order
 ) -> tuple[np.ndarray, np.ndarray]:  # first and last minutes on the clock of all lines
     "A table of spans on the clock of all lines."
-    base = pd.Index(lines).get_indexer(spans["line"]) * _LINE_APART
-    return base + _minute_numbers(spans["start"]), base + _minute_numbers(spans["end"])
+    base = pd.Index(lines).get_indexer(spans["line"]) * LINE_APART
+    return base + time_minutes(spans["start"]), base + time_minutes(spans["end"])
 
 # %% ../nbs/lib/09_evaluate.ipynb #e686cd55
 def match_alarms(
@@ -545,22 +454,21 @@ def match_alarms(
     lead, false = _matched(_span_ticks(events, lines), _span_ticks(episodes, lines), site.alarms.max_lead)
     return events.assign(caught=~np.isnan(lead), lead_min=lead), episodes.assign(false=false)
 
-# %% ../nbs/lib/09_evaluate.ipynb #89a57653
+# %% ../nbs/lib/09_evaluate.ipynb #d5f927b1
 def alarm_score(
     forecast: pd.DataFrame,  # a forecast
     site: Site,  # surge level
 ) -> pd.Series:  # by (line, timestamp), jobs; -inf while the hub is above the surge level
-    "Highest level a forecast expects within its longest horizon."
-    highest = forecast["now"] + forecast[[f"change_max_{h}" for h in _horizons(forecast)]].max(axis=1)
-    return highest.astype("float64").where(forecast["now"] <= site.thresholds.surge_level, -np.inf).rename("score")
+    "The level a forecast raises alarms by (`model.alarm_level`), outside events."
+    return alarm_level(forecast).astype("float64").where(forecast["now"] <= site.thresholds.surge_level, -np.inf).rename("score")
 
-# %% ../nbs/lib/09_evaluate.ipynb #3232554d
+# %% ../nbs/lib/09_evaluate.ipynb #58a84625
 def rule_score(
     telemetry: pd.DataFrame,  # rows by line and minute
     rules: RuleSet | None = None,  # None: the level itself, the simplest rule there is
 ) -> pd.Series:  # by (line, timestamp): severity, or jobs
     "Severity of the rules that fire, or the queue's level."
-    return (_levels(telemetry) if rules is None else apply_rules(telemetry, rules)["severity"]).rename("score")
+    return (levels_of(telemetry) if rules is None else apply_rules(telemetry, rules)["severity"]).rename("score")
 
 # %% ../nbs/lib/09_evaluate.ipynb #5fcec5e9
 @dataclass(frozen=True)
@@ -577,17 +485,17 @@ class _Case:
     def days(self) -> float:
         return len(self.ticks) / 1440
 
-# %% ../nbs/lib/09_evaluate.ipynb #8451df97
+# %% ../nbs/lib/09_evaluate.ipynb #e59bd222
 def _case(
     score: pd.Series,  # by (line, timestamp)
     telemetry: pd.DataFrame | pd.Series,  # levels of the same period or a longer one
     site: Site,  # surge level and alarm times
 ) -> _Case:
     "Put score and events on one clock."
-    score, levels = score.dropna().sort_index(), _levels(telemetry)
+    score, levels = score.dropna().sort_index(), levels_of(telemetry)
     lines = sorted({*score.index.unique("line"), *levels.index.unique("line")})
-    ticks = _ticks(score.index, lines)
-    events = _event_ticks(_ticks(levels.index, lines), levels.to_numpy("float64"), site)
+    ticks = ticks_of(score.index, lines)
+    events = event_ticks(ticks_of(levels.index, lines), levels.to_numpy("float64"), site)
     seen = np.searchsorted(ticks, events[0] - site.alarms.max_lead) < np.searchsorted(ticks, events[0])
     return _Case(ticks, score.to_numpy("float64"), events, seen, site.alarms)
 
@@ -603,7 +511,7 @@ def _leads(
             "timely": float(np.minimum(caught, wanted).sum() / wanted / n) if n else math.nan,
             "median_lead_min": float(median), "p10_lead_min": float(tenth)}
 
-# %% ../nbs/lib/09_evaluate.ipynb #6f2bb571
+# %% ../nbs/lib/09_evaluate.ipynb #c0555c2f
 def _outcome(
     case: _Case,
     threshold: float,  # alarm where the score is at least this
@@ -611,11 +519,11 @@ def _outcome(
 ) -> dict[str, float]:  # one row of an alarm table
     "What an alarm at one threshold would have done."
     on = _hysteresis(case.ticks, case.score, threshold, hysteresis, case.alarms.merge_gap)
-    lead, false = _matched(case.events, _runs(case.ticks[on], max(case.alarms.merge_gap, 1)), case.alarms.max_lead)
+    lead, false = _matched(case.events, runs(case.ticks[on], max(case.alarms.merge_gap, 1)), case.alarms.max_lead)
     return {"threshold": float(threshold), "hysteresis": float(hysteresis), **_leads(lead[case.judged], case.alarms.wanted_lead),
             "episodes": len(false), "false": int(false.sum()), "false_per_day": float(_ratio(false.sum(), case.days)), "days": case.days}
 
-# %% ../nbs/lib/09_evaluate.ipynb #1cb68ec7
+# %% ../nbs/lib/09_evaluate.ipynb #741ac293
 def alarm_outcome(
     score: pd.Series,  # by (line, timestamp)
     telemetry: pd.DataFrame | pd.Series,  # levels of the same period or a longer one
@@ -624,7 +532,7 @@ def alarm_outcome(
     hysteresis: float = 0.0,  # the alarm ends below threshold - hysteresis
 ) -> pd.DataFrame:  # one row per line, then all lines pooled
     "What an alarm at one threshold would have done, per line and pooled."
-    levels, lines = _levels(telemetry), sorted(score.index.unique("line"))
+    levels, lines = levels_of(telemetry), sorted(score.index.unique("line"))
     cases = {line: _case(_of_line(score, line), _of_line(levels, line), site) for line in lines} | {"all": _case(score, levels, site)}
     return pd.DataFrame([{"line": line, **_outcome(case, threshold, hysteresis)} for line, case in cases.items()])
 
@@ -636,7 +544,7 @@ def _of_line(
     "One line of a series."
     return series[series.index.get_level_values("line") == line]
 
-# %% ../nbs/lib/09_evaluate.ipynb #73675f10
+# %% ../nbs/lib/09_evaluate.ipynb #2d5d0693
 def alarm_judge(
     telemetry: pd.DataFrame,  # the period to judge on, sorted by line and timestamp
     site: Site,  # surge level and alarm times
@@ -645,7 +553,7 @@ def alarm_judge(
     case = _case(rule_score(telemetry).fillna(0), telemetry, site)
 
     def judge(alarm):
-        lead, false = _matched(case.events, _runs(case.ticks[alarm], max(case.alarms.merge_gap, 1)), case.alarms.max_lead)
+        lead, false = _matched(case.events, runs(case.ticks[alarm], max(case.alarms.merge_gap, 1)), case.alarms.max_lead)
         return lead[case.judged], float(_ratio(false.sum(), case.days))
 
     return judge
@@ -759,16 +667,16 @@ def _shift(
     "The shift an hour belongs to; before the first begins, the last is still at work."
     return np.array(list(SHIFTS))[np.searchsorted(list(SHIFTS.values()), hour, "right") - 1]
 
-# %% ../nbs/lib/09_evaluate.ipynb #f2202f80
+# %% ../nbs/lib/09_evaluate.ipynb #82ee3312
 def _during(
     index: pd.MultiIndex,  # (line, timestamp)
     truth: pd.DataFrame,  # line, start, end
 ) -> np.ndarray:  # bool (rows,)
     "Rows within any of these spans of their line."
-    line, minute, found = index.get_level_values("line"), _minutes(index), np.zeros(len(index), bool)
-    for name, spans in truth.groupby("line"):
+    line, minute, found = index.get_level_values("line"), index_minutes(index), np.zeros(len(index), bool)
+    for name, mine in truth.groupby("line"):
         at = line == name
-        start, end = np.sort(_minute_numbers(spans["start"])), np.sort(_minute_numbers(spans["end"]))
+        start, end = np.sort(time_minutes(mine["start"])), np.sort(time_minutes(mine["end"]))
         found[at] = np.searchsorted(start, minute[at], "right") > np.searchsorted(end, minute[at])
     return found
 
@@ -956,13 +864,13 @@ def future_leaks(
 # %% ../nbs/lib/09_evaluate.ipynb #1bcb07a7
 _LOOK_BACK_MIN = (0, 1, 2, 3, 5, 7, 10, 15, 20, 25, 30)
 
-# %% ../nbs/lib/09_evaluate.ipynb #1d9905ca
+# %% ../nbs/lib/09_evaluate.ipynb #fa5c7a93
 def _recent(
     targets: pd.DataFrame,  # with now
 ) -> np.ndarray:  # float64 (rows, 11), level at these minutes before, NaN where the earlier row is absent
     "The level's last half hour."
     lines = sorted(targets.index.unique("line"))
-    ticks, now = _ticks(targets.index, lines), targets["now"].to_numpy("float64")
+    ticks, now = ticks_of(targets.index, lines), targets["now"].to_numpy("float64")
     at = [np.minimum(np.searchsorted(ticks, ticks - back), len(ticks) - 1) for back in _LOOK_BACK_MIN]
     return np.column_stack([np.where(ticks[i] == ticks - back, now[i], np.nan) for i, back in zip(at, _LOOK_BACK_MIN, strict=True)])
 
@@ -1006,14 +914,14 @@ def suspicious_features(
     found = pd.DataFrame({"feature": features.columns, "explains": r2.max(1), "target": np.array(names)[r2.argmax(1)]})
     return found.assign(suspicious=found["explains"] > limit).sort_values("explains", ascending=False, ignore_index=True)
 
-# %% ../nbs/lib/09_evaluate.ipynb #04dc4932
+# %% ../nbs/lib/09_evaluate.ipynb #bb15062d
 def split_leaks(
     split: Sequence[np.ndarray],  # positions of train, valid, test (or of train and valid of a fold)
     index: pd.MultiIndex,  # (line, timestamp) they point into
     gap_min: int = PURGE_GAP_MIN,  # minutes between blocks, at least
 ) -> list[str]:  # sentences; empty when the split is clean
     "What is wrong with a split in time."
-    names, minute, said = getattr(split, "_fields", ("train", "valid", "test")), _minutes(index), []
+    names, minute, said = getattr(split, "_fields", ("train", "valid", "test")), index_minutes(index), []
     for (a, b), (first, then) in zip(pairwise(names), pairwise(split), strict=False):
         between = int(minute[then].min() - minute[first].max())
         if between <= 0:

@@ -96,22 +96,22 @@ def features(
     row = self.kernel.row(values, minute, end)
     return row if self._reads is None else row[self._reads]
 
-# %% ../nbs/lib/15_inference.ipynb #0717663b
+# %% ../nbs/lib/15_inference.ipynb #1096a275
 @patch
 def forecast(
     self: Package,
     x: np.ndarray,  # float32 (features,)
-) -> np.ndarray:  # float32 (1 + 9 * horizons,): now, then per horizon lowest, average, highest change and three probabilities; then three spreads each
+) -> np.ndarray:  # float32 (2 + 9 * horizons,): now; per horizon three changes and three probabilities; then three spreads each; the alarm's level
     "Forecast one row: calibrated, and in agreement with itself."
     return self.engine.forecast(x)
 
-# %% ../nbs/lib/15_inference.ipynb #22af976a
+# %% ../nbs/lib/15_inference.ipynb #a27de41d
 @patch
 def forecasts(
     self: Package,
     X: np.ndarray,  # float32 (rows, features)
     threads: int = 1,  # rows are shared out among them
-) -> np.ndarray:  # float32 (rows, 1 + 9 * horizons)
+) -> np.ndarray:  # float32 (rows, 2 + 9 * horizons)
     "Forecast many rows."
     return self.engine.forecasts(X, threads)
 
@@ -121,11 +121,11 @@ def columns(self: Package) -> list[str]:
     "The columns of a forecast, in order."
     return self.facts["gives"]
 
-# %% ../nbs/lib/15_inference.ipynb #8ac284d8
+# %% ../nbs/lib/15_inference.ipynb #f359ffd7
 @patch
 def surge_class(
     self: Package,
-    forecast: np.ndarray,  # float32 (..., 1 + 9 * horizons)
+    forecast: np.ndarray,  # float32 (..., 2 + 9 * horizons)
 ) -> np.ndarray:  # int8 (..., horizons): 0 flat, 1 slight, 2 surge
     "The classes a forecast decides for."
     outputs = np.asarray(forecast, "float64")[..., 1 : 1 + OUTPUTS * len(self.horizons)]
@@ -211,7 +211,7 @@ def load_package(
     "Read a package; every hash is checked before anything is read."
     folder = Path(folder)
     card = unseal(folder, "package.json")
-    if card.get("format") != 4:
+    if card.get("format") != 5:
         raise ModelError("a package of another format", got=card.get("format"), fix="load it with the version of amhs that wrote it")
     site = Site(**read_json(folder / "site.json"))
     package = Package(folder, card, load_engine(folder / "engine", folder / "model"), site, load_rules(folder / "rules.yaml", site))

@@ -95,7 +95,7 @@ class NamedCause(msgspec.Struct):
     sentence_ko: Annotated[str, Meta(examples=["하층 리프터 능력 15 %로 저하 (14:05부터) (분당 9.8건 중 1.5건)"])]
     since: datetime | None = None  # its sign has been showing; None: longer than is looked back, or it shows none
 
-# %% ../nbs/lib/12_messages.ipynb #57b7bbaa
+# %% ../nbs/lib/12_messages.ipynb #70c1f0d0
 class Alarm(msgspec.Struct):
     "Whether to warn, who says so, and why."
 
@@ -103,7 +103,7 @@ class Alarm(msgspec.Struct):
     by: str  # model or rules
     hybrid: str  # how the two are combined on this line
     threshold: float | None = None  # jobs
-    score: float | None = None  # jobs, the highest level foreseen
+    score: float | None = None  # jobs, the highest level foreseen and what the model has learnt to add
     severity: str = "none"  # of the rules that fire
     rules: list[str] = []  # that fire
     reasons: list[Reason] = []

@@ -25,7 +25,8 @@ from .baseline import Joint, day_shifts, effects, expected_error, joint_distance
 from .config import CLASSES, HORIZONS_MIN, TARGETS, WINDOW_MIN, MonitorParams, Site
 from .core import InputError, seeded
 from .deployment import package_folder, read_deployment
-from .evaluate import find_episodes, find_events, match_alarms, scores_by_part, slice_table, within
+from .evaluate import find_episodes, match_alarms, scores_by_part, slice_table, within
+from .events import find_events
 from .features import build_features
 from .inference import Package, load_package
 from .messages import Answer

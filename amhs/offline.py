@@ -50,15 +50,13 @@ def forecast_rows(
     x = np.ascontiguousarray(features[list(package.engine.features)], "float32")
     return pd.DataFrame(package.forecasts(x, threads), features.index, package.columns, copy=False).reindex(index)
 
-# %% ../nbs/lib/17_offline.ipynb #0607a6f5
+# %% ../nbs/lib/17_offline.ipynb #14f7636b
 def scores_of(
     package: Package,  # loaded
     forecast: pd.DataFrame,  # from `forecast_rows`
 ) -> pd.Series:  # jobs; -inf while the hub is above the surge level, NaN without a forecast
-    "The highest level that each forecast foresees."
-    now = forecast["now"].astype("float64")
-    highest = now + forecast[[f"change_max_{h}" for h in package.horizons]].max(axis=1).astype("float64")
-    return highest.where(~(now > package.site.thresholds.surge_level), -np.inf).rename("score")
+    "The level that each forecast raises alarms by, outside events."
+    return forecast["alarm_level"].astype("float64").where(~(forecast["now"] > package.site.thresholds.surge_level), -np.inf).rename("score")
 
 # %% ../nbs/lib/17_offline.ipynb #ed7c4d6e
 def _held(score: np.ndarray, policy: AlarmPolicy) -> np.ndarray:

@@ -96,7 +96,7 @@ def _proof(engine: Engine, X: np.ndarray, known: pd.DataFrame, limit: float) -> 
     some = np.linspace(0, len(X) - 1, min(SINGLE_ROWS, len(X))).astype(int)
     single = np.stack([engine.forecast(X[i]) for i in some])
     n = len(engine.horizons)
-    levels = np.r_[True, np.tile(np.arange(OUTPUTS) < len(TARGETS), n), np.ones(len(TARGETS) * n, bool)]
+    levels = np.r_[True, np.tile(np.arange(OUTPUTS) < len(TARGETS), n), np.ones(len(TARGETS) * n + 1, bool)]
     far = max(_apart(said[:, levels], truth[:, levels]), _apart(single[:, levels], truth[some][:, levels]))
     other = [_decided(f, known.iloc[at], engine.horizons) != _decided(truth[at], known.iloc[at], engine.horizons)
              for f, at in ((said, slice(None)), (single, some))]
@@ -304,7 +304,7 @@ def write_package(
         _write_example(tmp, data, engine, about)
         write_json(tmp / "baseline.json", _usual(data, engine, about["feature_set"], like, intervals))
         about["version"] = f"{number}-{_identity(tmp, about)}"
-        seal(tmp, "package.json", {"format": 4, **about})
+        seal(tmp, "package.json", {"format": 5, **about})
         load_package(tmp)
     return Path(folder)
 

@@ -481,7 +481,7 @@ def _resting(self: Desk, line: Line) -> str:
 class Said(NamedTuple):
     "What a model said about a minute."
 
-    forecast: list[float]  # now, then per horizon min, avg, max change and three probabilities; then all spreads
+    forecast: list[float]  # now, then per horizon min, avg, max change and three probabilities; then all spreads, and the level that counts for alarms
     features: np.ndarray  # float32 (features,)
 
 # %% ../nbs/lib/16_serve.ipynb #4efd11e3
@@ -577,10 +577,10 @@ def _numbers(teller: Teller, forecast: np.ndarray, offsets: np.ndarray | None) -
     width = 1 if offsets is None else 3
     return [(Level(*r[:width]), Level(*r[3 : 3 + width]), Level(*r[6 : 6 + width]), r[9:]) for r in out.tolist()]
 
-# %% ../nbs/lib/16_serve.ipynb #2923da99
+# %% ../nbs/lib/16_serve.ipynb #8a6b817d
 def horizons_of(
     teller: Teller,  # from `teller_of`
-    forecast: np.ndarray,  # float32 (1 + 9 * horizons,)
+    forecast: np.ndarray,  # float32 (2 + 9 * horizons,)
 ) -> list[Horizon]:
     "A forecast as it is told."
     return [Horizon(h, least, mean, most, Surge(CLASSES[int(p[3])], *p[:3]))
@@ -596,19 +596,18 @@ def level_horizons(
     still = np.concatenate([[now], np.zeros(6 * n), np.ones(3 * n)]).astype("float32")
     return [Horizon(h, *levels) for h, (*levels, _) in zip(teller.horizons, _numbers(teller, still, teller.level))]
 
-# %% ../nbs/lib/16_serve.ipynb #8fb038ba
+# %% ../nbs/lib/16_serve.ipynb #475e511a
 def _peaks(forecast: np.ndarray) -> np.ndarray:
-    "The highest changes of a forecast (1 + 9 * horizons,), by horizon."
+    "The highest changes of a forecast (2 + 9 * horizons,), by horizon."
     return forecast[3 : 1 + 6 * (len(forecast) // 9) : 6]
 
-# %% ../nbs/lib/16_serve.ipynb #f401ca6e
+# %% ../nbs/lib/16_serve.ipynb #30031710
 def model_score(
     package: Package,  # knows the surge level
-    forecast: np.ndarray,  # float32 (1 + 9 * horizons,)
+    forecast: np.ndarray,  # float32 (2 + 9 * horizons,)
 ) -> float:  # jobs; -inf while the hub is above the surge level
-    "The highest level foreseen: what alarms are decided by, as in `evaluate.alarm_score`."
-    now = float(forecast[0])
-    return now + float(_peaks(forecast).max()) if now <= package.site.thresholds.surge_level else float("-inf")
+    "The level that counts for alarms, as in `evaluate.alarm_score`."
+    return float(forecast[-1]) if forecast[0] <= package.site.thresholds.surge_level else float("-inf")
 
 # %% ../nbs/lib/16_serve.ipynb #630f6fb2
 def namer_of(

@@ -9,12 +9,13 @@ __all__ = ['surge_class', 'build_targets', 'Split', 'time_split', 'Fold', 'time_
 import numpy as np
 import pandas as pd
 
-# %% ../nbs/lib/06_targets.ipynb #422887fe
+# %% ../nbs/lib/06_targets.ipynb #5f0ecca3
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from .config import HORIZONS_MIN, PURGE_GAP_MIN, Site, load_site
 from .core import ParameterError
+from .events import event_ticks, index_minutes, levels_of, minutes_to, ticks_of
 from .telemetry import check_telemetry, minute_numbers
 
 # %% ../nbs/lib/06_targets.ipynb #0a8662ca
@@ -77,18 +78,30 @@ def _edges(
                              fix=f"choose from {sorted(site.classes)}, or add the edges to the site's profile")
     return site.classes[horizon_min]
 
-# %% ../nbs/lib/06_targets.ipynb #ce45bf27
+# %% ../nbs/lib/06_targets.ipynb #ba6c5e75
+def _event_in(
+    telemetry: pd.DataFrame,  # sorted by line and timestamp
+    site: Site,  # surge level and alarm times
+    most: int,  # minutes
+) -> np.ndarray:  # float64 (rows,), minutes; 0 within an event, `most` where none begins before
+    "Minutes until the next event of the same line begins."
+    levels = levels_of(telemetry)
+    ticks = ticks_of(levels.index, sorted(levels.index.unique("line")))
+    return minutes_to(event_ticks(ticks, levels.to_numpy("float64"), site), ticks, most).astype("float64")
+
+# %% ../nbs/lib/06_targets.ipynb #26bef84a
 def build_targets(
     telemetry: pd.DataFrame,  # one row per line and minute; `hub_jobs`, and `filled` where gaps were filled
     horizons: Sequence[int] = HORIZONS_MIN,  # minutes ahead
-    site: Site | str | None = None,  # whose class edges count; None: the simulated hub
-) -> pd.DataFrame:  # float32, index (line, timestamp); `now` and change_min, change_max, change_avg, surge_class per horizon
+    site: Site | str | None = None,  # whose class edges and surge level count; None: the simulated hub
+) -> pd.DataFrame:  # float32, index (line, timestamp); `now`; change_min, change_max, change_avg, surge_class per horizon; `event_in`, minutes
     "Targets of every minute whose future is completely known."
     site, telemetry = load_site(site), check_telemetry(telemetry)
     columns = {"now": (jobs := _known_jobs(telemetry))}
     for horizon_min in horizons:
         columns |= (changes := _changes(jobs, horizon_min))
         columns[f"surge_class_{horizon_min}"] = surge_class(changes[f"change_max_{horizon_min}"], _edges(site, horizon_min))
+    columns["event_in"] = _event_in(telemetry, site, max(horizons))
     known = _unbroken(telemetry, max(horizons)) & ~np.isnan(np.stack(list(columns.values()))).any(axis=0)
     index = pd.MultiIndex.from_frame(telemetry.loc[known, ["line", "timestamp"]])
     return pd.DataFrame({name: values[known].astype("float32") for name, values in columns.items()}, index=index)
@@ -99,14 +112,6 @@ class Split(NamedTuple):
     train: np.ndarray  # int (rows,)
     valid: np.ndarray  # int (rows,)
     test: np.ndarray  # int (rows,)
-
-# %% ../nbs/lib/06_targets.ipynb #e4dd2944
-def _index_minutes(
-    index: pd.MultiIndex,  # (line, timestamp)
-) -> np.ndarray:  # int64 (rows,), minutes since 1970 UTC
-    "Minute number of each row."
-    level = index.names.index("timestamp")
-    return (index.levels[level].as_unit("us").asi8 // 60_000_000)[index.codes[level]]
 
 # %% ../nbs/lib/06_targets.ipynb #c9f08caa
 def _between(
@@ -133,7 +138,7 @@ def _cuts(
     places = (np.array(shares) * len(minute)).astype(int)
     return np.sort(minute)[np.clip(places, 0, len(minute) - 1)]
 
-# %% ../nbs/lib/06_targets.ipynb #0a3813ce
+# %% ../nbs/lib/06_targets.ipynb #38f550b8
 def time_split(
     index: pd.MultiIndex,  # (line, timestamp) of the rows to split
     valid_share: float = 0.15,  # of the rows, before the test block
@@ -144,7 +149,7 @@ def time_split(
     if not (valid_share > 0 and test_share > 0 and valid_share + test_share < 1):
         raise ParameterError("shares of validation and test must be above 0 and leave rows to train on",
                              got=(valid_share, test_share), fix="0.15 and 0.2 are usual")
-    minute = _index_minutes(index)
+    minute = index_minutes(index)
     valid_start, test_start = _cuts(minute, [1 - valid_share - test_share, 1 - test_share])
     return Split(_between(minute, -np.inf, valid_start, gap_min), _between(minute, valid_start, test_start, gap_min),
                  _between(minute, test_start, np.inf, gap_min))
@@ -155,7 +160,7 @@ class Fold(NamedTuple):
     train: np.ndarray  # int (rows,)
     valid: np.ndarray  # int (rows,)
 
-# %% ../nbs/lib/06_targets.ipynb #4c3cb28c
+# %% ../nbs/lib/06_targets.ipynb #01168490
 def time_folds(
     index: pd.MultiIndex,  # (line, timestamp) of the rows to split
     n_folds: int = 4,  # how many
@@ -164,7 +169,7 @@ def time_folds(
     "Expanding-window folds in time, the same for all lines."
     if n_folds < 1:
         raise ParameterError("there must be at least one fold", got=n_folds)
-    minute = _index_minutes(index)
+    minute = index_minutes(index)
     starts = [*_cuts(minute, np.arange(1, n_folds + 1) / (n_folds + 1)), np.inf]
     return [Fold(_between(minute, -np.inf, start, gap_min), _between(minute, start, end, 0))
             for start, end in zip(starts, starts[1:])]

@@ -24,14 +24,14 @@ from .features import build_features
 from .model import make_model
 from .targets import Fold, time_folds
 
-# %% ../nbs/lib/12_tuning.ipynb #9cb271d6
+# %% ../nbs/lib/12_tuning.ipynb #d7dc21fd
 def _fold_ratio(features: pd.DataFrame, targets: pd.DataFrame, fold: Fold, horizons: Sequence[int], seed: int, hyper: Mapping) -> float:
     "Score of one configuration on one fold."
     past, minute = fold.train, targets.index.get_level_values("timestamp")[fold.train]
     stop_from = minute[int(len(past) * 0.85)]
     fit, stop = past[minute < stop_from - pd.Timedelta(minutes=PURGE_GAP_MIN)], past[minute >= stop_from]
     rows = [(features.iloc[p], targets.iloc[p]) for p in (fit, stop, fold.valid)]
-    model = make_model("hub", horizons, seed, **hyper).fit(*rows[0], valid=rows[1])
+    model = make_model("hub", horizons, seed, **hyper, alarm_trees=0).fit(*rows[0], valid=rows[1])
     return float(change_ratios(model.predict(rows[2][0]), rows[2][1], horizons).mean())
 
 # %% ../nbs/lib/12_tuning.ipynb #ee2f854c

@@ -18,7 +18,8 @@ from common import figure, record
 from amhs.challengers import lacking
 from amhs.config import HORIZONS_MIN, TARGETS, EvaluateParams, load_params, load_site, settings
 from amhs.develop import Labelled, block, block_times, collect, fitted, forecast_block, judge
-from amhs.evaluate import Evaluation, alarm_score, alarms_at_budgets, find_events, slice_table
+from amhs.evaluate import Evaluation, alarm_score, alarms_at_budgets, slice_table
+from amhs.events import find_events
 from amhs.model import Forecaster, make_model
 from amhs.oracle import attained_shares, kept_futures, oracle_forecast, sample_minutes
 from amhs.simulate import SCENARIOS

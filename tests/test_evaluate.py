@@ -25,7 +25,6 @@ from amhs.evaluate import (
     confusion,
     evaluate,
     find_episodes,
-    find_events,
     future_leaks,
     interval_scores,
     leak_check,
@@ -42,6 +41,7 @@ from amhs.evaluate import (
     suspicious_features,
     worst_slice,
 )
+from amhs.events import find_events
 from amhs.features import build_features
 from amhs.model import surge_class
 from amhs.rules import load_rules

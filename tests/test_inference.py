@@ -34,7 +34,7 @@ def tables(rows=900, seed=0):
     X[random.random(X.shape) < 0.2] = np.nan
     X[:, 3], X[:, 5], X[:, 0] = 1, X[:, 4], 200 + 20 * random.normal(size=rows)
     pull = np.where(np.isnan(X[:, 1]), 25, 10 * np.nan_to_num(X[:, 1])) + 8 * np.nan_to_num(X[:, 2], nan=-2) + random.normal(size=rows)
-    targets = {"now": X[:, 0]}
+    targets = {"now": X[:, 0], "event_in": np.where(pull > 15, random.integers(1, 12, rows), 25)}
     for h in HORIZONS:
         targets |= {f"change_min_{h}": pull - h, f"change_avg_{h}": pull, f"change_max_{h}": pull + h, f"surge_class_{h}": np.digitize(pull, [5, 20])}
     return pd.DataFrame(X, index, ["hub_jobs_last", *(f"f{i}" for i in range(1, 14))]), pd.DataFrame(targets, index, dtype="float32")
@@ -57,7 +57,7 @@ def engines(model):
 
 def finish(n, **changes):
     "What turns margins of `n` horizons into forecasts and changes nothing."
-    plain = Finish(np.ones(n), np.zeros((n, 3)), np.zeros((n, 1, 100)), np.zeros((n, 2)), False, 0, -1)
+    plain = Finish(np.ones(n), np.zeros((n, 3)), np.zeros((n, 1, 100)), np.zeros((n, 2)), False, 0.0, 0, -1)
     return plain._replace(**changes)
 
 
@@ -83,6 +83,13 @@ def test_forest_and_merged_say_the_same_to_the_bit(model, engines):
     assert np.abs(known).max() > 1 and len(np.unique(known)) >= 20, "the rows must be told apart, or this proves nothing"
 
 
+def test_the_alarms_trees_are_among_them(model, engines):
+    learnt = model.hyper.alarm_trees > 0 and model.hyper.smooth
+    assert ("alarm" in model.boosters) == (model.worth > 0) == learnt
+    raised = engines["forest"].forecasts(odd_rows(model)[60:])[:, [-1, 0, 3, 9, 15]]  # the alarm's level, now, the highest changes
+    assert (np.nanmax(np.abs(raised[:, 0] - raised[:, 1] - raised[:, 2:].max(axis=1))) > 1) == learnt
+
+
 def test_onnx_says_the_same_within_rounding(model, engines):
     X = odd_rows(model)
     assert np.abs(engines["onnx"].margins(X) - engines["boosters"].margins(X)).max() < 1e-4
@@ -101,7 +108,7 @@ def test_one_row_many_rows_and_threads_agree(model, engines, rows):
     X = odd_rows(model)[40 : 40 + rows]
     for engine in engines.values():
         many = engine.forecasts(X)
-        assert many.shape == (rows, 1 + 9 * 3)
+        assert many.shape == (rows, 2 + 9 * 3)
         assert np.array_equal(engine.forecasts(X, threads=2), many, equal_nan=True)
     single = [engines["forest"].forecast(x) for x in X]
     assert all(np.array_equal(a, b, equal_nan=True) for a, b in zip(single, engines["forest"].forecasts(X), strict=True))
@@ -203,15 +210,15 @@ def random_trees(draw):
     total = sum(len(left) for left, _ in parts)
     shift = np.repeat(first, [len(left) for left, _ in parts])
     left, right = (np.where(np.concatenate(side) < 0, -1, np.concatenate(side) + shift) for side in zip(*parts, strict=True))
-    return Trees(first, np.sort(random.integers(0, 6, count)), left, right, random.integers(0, 3, total), random.choice(np.float32([-1, 0, 0.5, 2]), total),
-                 random.random(total) < 0.5, np.ones(total, "float32"), np.float32(random.normal(size=6)))
+    return Trees(first, np.sort(random.integers(0, 7, count)), left, right, random.integers(0, 3, total), random.choice(np.float32([-1, 0, 0.5, 2]), total),
+                 random.random(total) < 0.5, np.ones(total, "float32"), np.float32(random.normal(size=7)))
 
 
 @given(random_trees(), hnp.arrays("float32", (9, 3), elements=st.sampled_from([np.nan, -1, 0, 0.25, 0.5, 2, 3, -np.inf, np.inf]).map(np.float32)))
 def test_any_trees_are_walked_right(trees, X):
     forest = light.Forest(["a", "b", "c"], [10], finish(1), no_smooth(), fill_up(trees))
     known = np.stack([naive(trees, x) for x in X])
-    assert np.array_equal(forest.margins(X).reshape(9, 6), known)
+    assert np.array_equal(forest.margins(X).reshape(9, 6), known[:, :6])
     assert np.array_equal(forest.forecast(X[0])[1:4], known[0, :3])
 
 
@@ -225,7 +232,7 @@ def test_many_features_and_thresholds_take_wider_nodes():
     feature, value = np.zeros(3 * count, int), np.tile(np.float32([0, 1, 10]), count)
     feature[first], value[first] = np.repeat(np.arange(n), cuts), np.tile(np.arange(cuts), n)
     trees = Trees(first, np.zeros(count, int), left, right, feature, value, np.arange(3 * count) % 2 == 0,
-                  np.ones(3 * count, "float32"), np.zeros(6, "float32"))
+                  np.ones(3 * count, "float32"), np.zeros(7, "float32"))
     perfect = fill_up(trees)
     assert perfect.nodes.dtype == np.uint32
     forest = light.Forest([f"f{i}" for i in range(n)], [10], finish(1), no_smooth(), perfect)
@@ -250,13 +257,16 @@ numbers = st.floats(-300, 300, width=32)
 @given(hnp.arrays("float32", (4, 3, 6), elements=numbers), hnp.arrays("float32", 4, elements=st.floats(0, 500, width=32)), st.floats(0.1, 2),
        hnp.arrays("float64", (3, 3), elements=st.floats(-3, 3)))
 def test_the_finish_is_what_the_forecaster_does(margins, now, scale, bias):
-    flat, level = margins.reshape(4, 18), now[:, None]
+    flat, level = np.column_stack([margins.reshape(4, 18), np.ones(4)]), now[:, None]
     said = finished(flat, level, finish(3, scale=np.full(3, scale), bias=bias, ordered=True))[:, 1:19].reshape(4, 3, OUTPUTS)
     assert np.array_equal(said[:, :, :3], ordered(margins[:, :, :3], now))
     for h in range(3):
         assert np.allclose(said[:, h, 3:], calibrated(margins[:, h, 3:], {"scale": scale, "bias": bias[h]}), atol=1e-6)
     plain = finished(flat, level, finish(3, bias=bias))[:, 1:19].reshape(4, 3, OUTPUTS)
     assert np.array_equal(plain[:, :, :3], margins[:, :, :3])
+    for worth in (0.0, 12.5):
+        alarm = finished(flat, level, finish(3, bias=bias, worth=worth))[:, -1]
+        assert np.array_equal(alarm, (now.astype("float64") + margins[:, :, 2].max(axis=1) + worth).astype("float32"))
 
 
 def test_without_a_level_of_now_nothing_is_said(model, engines):

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"core"}, {"answers", "messages", "processes", "load", "door"},
-    {"config", "client"}, {"pages"}, {"documents"}, {"telemetry"}, {"simulate", "quality", "features", "targets", "rules", "smooth", "spread"},
+    {"config", "client"}, {"pages"}, {"documents"}, {"telemetry", "events"}, {"simulate", "quality", "features", "targets", "rules", "smooth", "spread"},
     {"model"}, {"evaluate", "plots", "engines", "challengers"}, {"inference", "baseline", "store", "oracle", "causes"},
     {"develop", "deployment", "access"}, {"registry", "distil", "tuning"}, {"package", "serve", "schedule"},
     {"api", "bento", "offline", "board", "contest"}, {"sections"}, {"dashboard"}, {"integration"},

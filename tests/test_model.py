@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from sklearn.metrics import average_precision_score
 
 import amhs.model as M
 from amhs.challengers import lacking
@@ -74,7 +75,7 @@ def test_forecast_table(name):
     forecast = trained(name).predict(features)
     per = [[*(f"change_{t}_{h}" for t in TARGETS), *(f"prob_{c}_{h}" for c in CLASSES)] for h in HORIZONS_MIN]
     spreads = [f"spread_{t}_{h}" for h in HORIZONS_MIN for t in TARGETS]
-    assert list(forecast.columns) == ["now", *sum(per, []), *spreads]
+    assert list(forecast.columns) == ["now", *sum(per, []), *spreads, "alarm_level"]
     assert (forecast[spreads] > 0).all(axis=None) and (name in SPREADS) == (forecast[spreads].nunique() > 1).all()
     assert forecast.index.equals(features.index)
     assert set(forecast.dtypes) == {np.dtype("float32")}
@@ -84,6 +85,50 @@ def test_forecast_table(name):
         probs = forecast[[f"prob_{c}_{h}" for c in CLASSES]]
         assert np.allclose(probs.sum(axis=1), 1, atol=1e-6) and (probs >= 0).all(axis=None)
         assert surge_class(forecast, h).isin([0, 1, 2]).all()
+
+
+def eventful(rows=12_000, seed=0):
+    "A queue that swings; at half of its peaks an event begins, and only `sign` tells at which, on most of the 12 minutes before."
+    (features, targets), random = hub(rows, seed), np.random.default_rng(seed)
+    peaks = np.arange(47, rows + 188, 188)
+    starts = peaks[random.random(len(peaks)) < 0.5]
+    left = starts[np.searchsorted(starts, np.arange(rows)).clip(max=len(starts) - 1)] - np.arange(rows)
+    event_in = np.where((left >= 0) & (left <= 25), left, 25)
+    soon = (event_in > 0) & (event_in <= 12)
+    sign = (soon & (random.random(rows) < 0.7)) + 0.1 * random.normal(size=rows)
+    return features.assign(sign=sign.astype("float32")), targets.assign(event_in=event_in.astype("float32")), soon
+
+
+def highest(forecast):
+    return forecast["now"] + forecast[[f"change_max_{h}" for h in HORIZONS_MIN]].max(axis=1)
+
+
+def test_alarms_add_what_tells_of_events_and_forecasts_stay():
+    features, targets, soon = eventful()
+    train, valid, test = blocks(features, targets)
+    model = make_model("hub", trees=20, min_child_weight=2.0).fit(*train, valid)
+    forecast, soon = model.predict(test[0]), soon[-len(test[0]):]
+    added, sign = forecast["alarm_level"] - highest(forecast), test[0]["sign"] > 0.5
+    assert added[sign].median() > added[~sign].median() + 5  # jobs
+    assert average_precision_score(soon, forecast["alarm_level"]) > 2 * average_precision_score(soon, highest(forecast))
+    plain = make_model("hub", trees=20, min_child_weight=2.0, alarm_trees=0).fit(*train, valid).predict(test[0])
+    assert np.allclose(plain["alarm_level"], highest(plain), atol=1e-3)
+    pd.testing.assert_frame_equal(plain.drop(columns="alarm_level"), forecast.drop(columns="alarm_level"))
+
+
+def test_what_alarms_add_is_kept_in_the_folder(tmp_path):
+    features, targets, _ = eventful(5000)
+    model = make_model("hub", trees=5).fit(features, targets)
+    model.save(tmp_path / "model")
+    assert model.worth > 0 and load_model(tmp_path / "model").predict(features).equals(model.predict(features))
+
+
+@pytest.mark.parametrize("event_in", [None, 25.0, 0.0])
+def test_without_events_to_learn_from_alarms_go_by_the_highest_level(event_in):
+    features, targets = hub(400)
+    model = make_model("hub", trees=5).fit(features, targets if event_in is None else targets.assign(event_in=np.float32(event_in)))
+    forecast = model.predict(features)
+    assert model.worth == 0 and np.allclose(forecast["alarm_level"], highest(forecast), atol=1e-3)
 
 
 @pytest.mark.parametrize("name", LEARNING)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amhs.config import HORIZONS_MIN, PURGE_GAP_MIN, load_site
+from amhs.config import HORIZONS_MIN, PURGE_GAP_MIN, Alarms, Thresholds, load_site
 from amhs.core import InputError, ParameterError
 from amhs.targets import build_targets, surge_class, time_folds, time_split
 
@@ -20,8 +20,27 @@ def table(rows):
     return pd.DataFrame({"line": lines, "timestamp": times.as_unit("us"), "hub_jobs": np.array(jobs, "float32"), "filled": filled})
 
 
-def slow_targets(telemetry, horizons, classes):
+def slow_event_in(telemetry, site, most):
+    "Minutes to the next event by (line, timestamp), by looking at one minute after the other."
+    found = {}
+    for line, rows in telemetry.groupby("line"):
+        minute = [round(t.timestamp() / 60) for t in rows["timestamp"]]
+        above, events = [m for m, jobs in zip(minute, rows["hub_jobs"]) if jobs > site.thresholds.surge_level], []
+        for start in (m for m in above if m - 1 not in above):
+            end = next(m for m in range(start, start + len(minute) + 1) if m + 1 not in above)
+            if end - start + 1 >= site.alarms.min_duration:
+                if events and start - events[-1][1] <= max(site.alarms.merge_gap, 1):
+                    start = events.pop()[0]
+                events.append((start, end))
+        for m, time in zip(minute, rows["timestamp"]):
+            inside = any(start <= m <= end for start, end in events)
+            found[line, time] = 0 if inside else min([most, *(start - m for start, _ in events if start > m)])
+    return found
+
+
+def slow_targets(telemetry, horizons, site):
     "One minute after the other, in plain Python."
+    event_in = slow_event_in(telemetry, site, max(horizons))
     seen = {(r.line, r.timestamp): float(r.hub_jobs) for r in telemetry.itertuples() if not r.filled and not math.isnan(r.hub_jobs)}
     out = {}
     for (line, time), now in seen.items():
@@ -31,11 +50,11 @@ def slow_targets(telemetry, horizons, classes):
             if None in following:
                 break
             change = max(following) - now
-            low, high = classes[h]
+            low, high = site.classes[h]
             row |= {f"change_min_{h}": min(following) - now, f"change_max_{h}": change, f"change_avg_{h}": sum(following) / h - now,
                     f"surge_class_{h}": 2 if change >= high else 1 if change >= low else 0}  # fmt: skip
         else:
-            out[line, time] = row
+            out[line, time] = row | {"event_in": event_in[line, time]}
     return out
 
 
@@ -47,11 +66,12 @@ rows = st.lists(
 
 
 @settings(max_examples=40, deadline=None)
-@given(rows, st.sampled_from([(1,), (1, 2, 4), (3, 10)]))
-def test_targets_are_the_slow_reference(rows, horizons):
+@given(rows, st.sampled_from([(1,), (1, 2, 4), (3, 10)]), st.integers(0, 4))
+def test_targets_are_the_slow_reference(rows, horizons, gap):
     telemetry = table(rows)
-    site = load_site().model_copy(update={"classes": dict.fromkeys(horizons, (5.0, 25.0))})
-    expected = slow_targets(telemetry, horizons, site.classes)
+    site = load_site().model_copy(update={"classes": dict.fromkeys(horizons, (5.0, 25.0)), "thresholds": Thresholds(surge_level=120),
+                                          "alarms": Alarms(min_duration=2, merge_gap=gap)})
+    expected = slow_targets(telemetry, horizons, site)
     found = build_targets(telemetry, horizons, site)
     assert list(found.index) == sorted(expected)
     for key, row in zip(found.index, found.to_dict("records")):
@@ -63,10 +83,11 @@ def test_a_whole_day_with_holes():
     jobs = np.round(250 + np.cumsum(random.normal(size=1440) * 3))
     keep = random.random(1440) > 0.01
     telemetry = table([("HUB1", m, j, False) for m, j in enumerate(jobs) if keep[m]])
-    found, expected = build_targets(telemetry), slow_targets(telemetry, HORIZONS_MIN, load_site().classes)
+    found, expected = build_targets(telemetry), slow_targets(telemetry, HORIZONS_MIN, load_site())
     assert 300 < len(found) == len(expected) < 1400
     assert (found.dtypes == "float32").all()
-    assert list(found.columns) == ["now", *(f"{c}_{h}" for h in (10, 15, 25) for c in ("change_min", "change_max", "change_avg", "surge_class"))]
+    assert list(found.columns) == ["now", *(f"{c}_{h}" for h in (10, 15, 25) for c in ("change_min", "change_max", "change_avg", "surge_class")), "event_in"]
+    assert 0 < (found["event_in"] < 25).mean() < 1
     np.testing.assert_allclose(found, pd.DataFrame(list(expected.values()), columns=found.columns), rtol=1e-6, atol=1e-4)
 
 
@@ -85,7 +106,7 @@ def test_classes_change_at_the_edge_itself():
 @pytest.mark.parametrize("empty", [0, 1, 20])
 def test_too_short_telemetry_has_no_targets(empty):
     telemetry = table([("HUB1", m, 200, False) for m in range(30)]).head(empty)
-    assert build_targets(telemetry).shape == (0, 13)
+    assert build_targets(telemetry).shape == (0, 14)
 
 
 def test_order_does_not_matter_but_repeated_minutes_and_unknown_horizons_are_refused():
