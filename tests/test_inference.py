@@ -18,7 +18,7 @@ from amhs.smooth import no_smooth, passed_on
 
 HORIZONS = (10, 15, 25)
 KINDS = {
-    "hub": ("hub", {"trees": 25, "depth": 4, "early_stopping": 5}),  # absolute error, one starting value per class, cut back to its best round
+    "hub": ("hub", {"trees": 25, "depth": 4, "early_stopping": 5, "min_child_weight": 5.0}),  # absolute error, cut back to its best round
     "deep": ("hub", {"trees": 8, "depth": 9, "early_stopping": 0, "bins": 256, "min_child_weight": 1.0}),
     "v8": ("v8", {"trees": 12, "depth": 6}),  # squared error, neither calibrated nor ordered
     "huber": ("hub", {"trees": 6, "depth": 3, "objective": "huber", "early_stopping": 0, "smooth": False}),
