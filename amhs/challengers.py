@@ -558,6 +558,14 @@ def _weigh(self: Ensemble, X: np.ndarray, head: str, klass: int | None) -> np.nd
         parts[:, [*self.places[name], -1]] += weight * member._weigh(np.ascontiguousarray(X[:, self.places[name]]), head, klass)
     return parts
 
+# %% ../nbs/lib/08_challengers.ipynb #b1a753e1
+@patch
+def _weigh_raised(self: Ensemble, X: np.ndarray) -> np.ndarray:
+    parts = np.zeros((len(X), X.shape[1] + 1))
+    for (name, member), weight in zip(self.members.items(), self.weights["changes"], strict=True):
+        parts[:, [*self.places[name], -1]] += weight * member._weigh_raised(np.ascontiguousarray(X[:, self.places[name]]))
+    return parts
+
 # %% ../nbs/lib/08_challengers.ipynb #9565ebd9
 @patch
 def _write(self: Ensemble, folder: Path) -> dict:

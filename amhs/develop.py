@@ -603,7 +603,7 @@ def announcements(
     events, episodes = find_events(telemetry, site), find_episodes(alarm_score(forecast, site), threshold, site)
     return fault_alarms(*match_alarms(events, episodes, site), truth, site)
 
-# %% ../nbs/lib/11_develop.ipynb #71f23b30
+# %% ../nbs/lib/11_develop.ipynb #c4445bc1
 def causes_at(
     forecaster: Forecaster,  # trained
     forecast: pd.DataFrame,  # by (line, timestamp); says which horizon foresees the highest level
@@ -620,7 +620,7 @@ def causes_at(
     ends, minutes = telemetry["timestamp"].searchsorted(pd.DatetimeIndex(alarms)), minute_numbers(telemetry)
     for at, end in zip(alarms, ends, strict=True):
         highest = forecast.loc[(line, at), [f"change_max_{h}" for h in forecaster.horizons]].to_numpy().argmax()
-        said = forecaster.explain(features.loc[[(line, at)]], "max", forecaster.horizons[highest]).to_numpy()[0, :-1]
+        said = forecaster.explain(features.loc[[(line, at)]], "alarm", forecaster.horizons[highest]).to_numpy()[0, :-1]
         found.append(namer(said, values[:, max(end + 1 - LOOK_BACK_MIN, 0) : end + 1], int(minutes[end]), n))
     return found
 

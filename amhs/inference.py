@@ -143,35 +143,37 @@ def alarm_of(
     "The alarm policy of a line: its own, or that of every line without one."
     return self.alarms.get(line, self.alarms[""])
 
-# %% ../nbs/lib/15_inference.ipynb #c391862e
+# %% ../nbs/lib/15_inference.ipynb #64b2f717
 @patch
 def _output(self: Package, horizon_min: int, target: str) -> int:
     "The position of an output."
-    names = (*TARGETS, *CLASSES)
+    names = (*TARGETS, *CLASSES, "alarm")
     if horizon_min not in self.horizons or target not in names:
         raise ParameterError("no such forecast to explain", got=f"{target}, {horizon_min} min",
                              fix=f"use one of {', '.join(names)}, at {', '.join(map(str, self.horizons))} min")
-    return OUTPUTS * self.horizons.index(horizon_min) + names.index(target)
+    return OUTPUTS * self.horizons.index(horizon_min) + names.index("max" if target == "alarm" else target)
 
-# %% ../nbs/lib/15_inference.ipynb #19ef82f0
+# %% ../nbs/lib/15_inference.ipynb #82107760
 @patch
 def contributions(
     self: Package,
     x: np.ndarray,  # float32 (features,)
     horizon_min: int,  # minutes ahead
-    target: str = "max",  # min, avg, max: a change; flat, slight, surge: a class
+    target: str = "max",  # min, avg, max: a change; flat, slight, surge: a class; alarm: the highest change and what alarms add
 ) -> np.ndarray:  # float64 (features,), jobs (or log-odds) that each adds
     "What moved a forecast, at the price of a forecast."
     found = self.engine.weigh(x, self._output(horizon_min, target))
-    return self.explain(x, horizon_min, target).to_numpy()[:-1] if found is None else found
+    if found is None:
+        return self.explain(x, horizon_min, target).to_numpy()[:-1]
+    return found + self.engine.finish.worth * self.engine.weigh(x, OUTPUTS * len(self.horizons)) if target == "alarm" else found
 
-# %% ../nbs/lib/15_inference.ipynb #7f59e4bf
+# %% ../nbs/lib/15_inference.ipynb #e6e6132d
 @patch
 def explain(
     self: Package,
     x: np.ndarray,  # float32 (features,)
     horizon_min: int,  # minutes ahead
-    target: str = "max",  # min, avg, max: a change; flat, slight, surge: a class
+    target: str = "max",  # min, avg, max: a change; flat, slight, surge: a class; alarm: the highest change and what alarms add
 ) -> pd.Series:  # by feature, and `base`
     "Exact SHAP contributions of every feature, from the confirmed model itself; milliseconds."
     self._output(horizon_min, target)

@@ -78,19 +78,19 @@ class Horizon(msgspec.Struct):
     max: Level
     surge: Surge | None = None
 
-# %% ../nbs/lib/12_messages.ipynb #cb8a767b
+# %% ../nbs/lib/12_messages.ipynb #96b1ed3d
 class Reason(msgspec.Struct):
-    "How many jobs a feature adds to the highest level foreseen."
+    "How many jobs a feature adds to the level that counts for alarms."
 
     feature: str
     jobs: float
 
-# %% ../nbs/lib/12_messages.ipynb #a3aad9e6
+# %% ../nbs/lib/12_messages.ipynb #668652bc
 class NamedCause(msgspec.Struct):
     "A cause of what is foreseen, in operators' words; the likeliest comes first."
 
     group: Annotated[str, Meta(description="its name in causes.yaml", examples=["lower_lifter"])]
-    jobs: float  # it adds to the highest level foreseen
+    jobs: float  # it adds to the level that counts for alarms
     sentence: Annotated[str, Meta(examples=["lower lifter slowed to 15 % since 14:05 (1.5 of 9.8 jobs/min)"])]
     sentence_ko: Annotated[str, Meta(examples=["하층 리프터 능력 15 %로 저하 (14:05부터) (분당 9.8건 중 1.5건)"])]
     since: datetime | None = None  # its sign has been showing; None: longer than is looked back, or it shows none

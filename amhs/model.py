@@ -832,28 +832,41 @@ def make_model(
     forecaster, known = (resolve_name(part) if isinstance(part, str) else part for part in (MODELS[name].forecaster, MODELS[name].hyper))
     return forecaster(name, horizons, seed, checked(known, hyper, f"model {name}"))
 
-# %% ../nbs/lib/08_model.ipynb #44619910
+# %% ../nbs/lib/08_model.ipynb #e9262ee2
 @patch
 def _head(self: Forecaster, target: str, horizon_min: int) -> tuple[str, int | None]:
     "The head that answers a target, and the class if the target is one."
-    options = (*TARGETS, *CLASSES)
+    options = (*TARGETS, *CLASSES, "alarm")
     if target not in options:
         raise ParameterError("no such target to explain", got=target, fix=f"use one of {', '.join(options)}")
     if horizon_min not in self.horizons:
         raise ParameterError("this model does not look so far", got=horizon_min, fix=f"use one of {self.horizons}")
-    return (f"change_{target}_{horizon_min}", None) if target in TARGETS else (f"surge_class_{horizon_min}", CLASSES.index(target))
+    if target in CLASSES:
+        return f"surge_class_{horizon_min}", CLASSES.index(target)
+    return f"change_{'max' if target == 'alarm' else target}_{horizon_min}", None
 
-# %% ../nbs/lib/08_model.ipynb #febe69b6
+# %% ../nbs/lib/08_model.ipynb #fdc158a5
+@patch
+def _weigh_raised(self: Forecaster, X: np.ndarray) -> np.ndarray:
+    "Contributions to what alarms add, jobs (rows, features + base)."
+    return np.zeros((len(X), X.shape[1] + 1))
+
+@patch
+def _weigh_raised(self: Boosted, X: np.ndarray) -> np.ndarray:
+    return self.worth * self._weigh(X, "alarm", None) if self.worth else np.zeros((len(X), X.shape[1] + 1))
+
+# %% ../nbs/lib/08_model.ipynb #2528302e
 @patch
 def explain(
     self: Forecaster,
     features: pd.DataFrame,  # float32 (rows, features)
-    target: str = "max",  # min, avg, max: the change; flat, slight, surge: the class
+    target: str = "max",  # min, avg, max: the change; flat, slight, surge: the class; alarm: the highest change and what alarms add
     horizon_min: int = 10,  # minutes ahead
 ) -> pd.DataFrame:  # (rows, features + `base`), index as given
     "SHAP contributions of every feature to every prediction."
     head, klass = self._head(target, horizon_min)
-    parts = self._weigh(self._array(features), head, klass)
+    X = self._array(features)
+    parts = self._weigh(X, head, klass) + (self._weigh_raised(X) if target == "alarm" else 0.0)
     return pd.DataFrame(parts, index=features.index, columns=[*self.features, "base"])
 
 # %% ../nbs/lib/08_model.ipynb #570792c1

@@ -122,14 +122,14 @@ def _why_of_line(package: Package, telemetry: pd.DataFrame, scored: pd.DataFrame
         reasons, causes = why(package, namer, Said(forecast, x), grid[:, at - LOOK_BACK_MIN : at], minute, n)
         yield json.dumps([(r.feature, r.jobs) for r in reasons]), msgspec.json.encode(causes).decode()
 
-# %% ../nbs/lib/17_offline.ipynb #b71763ca
+# %% ../nbs/lib/17_offline.ipynb #acfb0519
 def reason_rows(
     package: Package,  # loaded
     telemetry: pd.DataFrame,  # line, timestamp and columns of the schema
     scored: pd.DataFrame,  # from `score_rows`
     n: int = 3,  # contributions and causes named, at most
 ) -> pd.DataFrame:  # reasons, JSON [[feature, jobs], …], and causes, JSON [{group, jobs, sentence, …}, …]; empty where there is no alarm of a forecast
-    "Why the highest level foreseen is what it is, for every alarm."
+    "Why the level that counts for alarms is what it is, for every alarm."
     text = pd.DataFrame("", scored.index, ["reasons", "causes"])
     rows = scored.index[scored["alarm"] & scored["now"].notna()]
     if n and len(rows):

@@ -624,7 +624,7 @@ def _in_words(cause: Cause, table: CauseTable, timezone: str) -> NamedCause:
     sentences = (say(cause, table, timezone, lang) for lang in ("en", "ko"))
     return NamedCause(cause.name, round(cause.jobs, 2), *sentences, None if cause.since is None else moment_of(cause.since))
 
-# %% ../nbs/lib/16_serve.ipynb #ac8ff5db
+# %% ../nbs/lib/16_serve.ipynb #09f32216
 def why(
     package: Package,  # that forecast
     namer: Namer,  # from `namer_of`
@@ -633,10 +633,10 @@ def why(
     minute: int,  # minutes since 1970 UTC of the newest
     n: int,  # at most, of each
 ) -> tuple[list[Reason], list[NamedCause]]:  # the strongest, the likeliest first
-    "What moved the highest level foreseen most, by feature and by cause."
+    "What moved the level that counts for alarms most, by feature and by cause."
     if not n:
         return [], []
-    found = package.contributions(said.features, package.horizons[int(_peaks(said.forecast).argmax())])
+    found = package.contributions(said.features, package.horizons[int(_peaks(said.forecast).argmax())], "alarm")
     causes = [_in_words(c, namer.table, package.site.timezone) for c in namer(found, values, minute, n)]
     return [Reason(name, round(jobs, 2)) for name, jobs in package.strongest(found, n)], causes
 
@@ -654,10 +654,10 @@ def _alarm(self: Desk, task: Task, said: Said | None) -> Alarm:
     return Alarm(found.alarm, found.by, hybrid, None if package is None else limit, known, SEVERITIES[verdict.severity],
                  list(verdict.fired), reasons, causes)
 
-# %% ../nbs/lib/16_serve.ipynb #f37dfc13
+# %% ../nbs/lib/16_serve.ipynb #511abd29
 @patch
 def _why(self: Desk, task: Task, said: Said) -> tuple[list[Reason], list[NamedCause]]:
-    "What moved the highest level foreseen most, by feature and by cause."
+    "What moved the level that counts for alarms most, by feature and by cause."
     return why(task.package, task.line.namers[task.role], said, _newest(task, LOOK_BACK_MIN), task.minute, self.serving.reasons)
 
 # %% ../nbs/lib/16_serve.ipynb #bd2e111a

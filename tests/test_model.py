@@ -111,6 +111,9 @@ def test_alarms_add_what_tells_of_events_and_forecasts_stay():
     added, sign = forecast["alarm_level"] - highest(forecast), test[0]["sign"] > 0.5
     assert added[sign].median() > added[~sign].median() + 5  # jobs
     assert average_precision_score(soon, forecast["alarm_level"]) > 2 * average_precision_score(soon, highest(forecast))
+    why = model.explain(test[0].iloc[::5], "alarm", 25) - model.explain(test[0].iloc[::5], "max", 25)
+    assert np.allclose(why.sum(axis=1), added.iloc[::5], atol=1e-2)
+    assert why["sign"][sign.iloc[::5]].mean() > why["sign"][~sign.iloc[::5]].mean() + 5, "and the explanation names it"
     plain = make_model("hub", trees=20, min_child_weight=2.0, alarm_trees=0).fit(*train, valid).predict(test[0])
     assert np.allclose(plain["alarm_level"], highest(plain), atol=1e-3)
     pd.testing.assert_frame_equal(plain.drop(columns="alarm_level"), forecast.drop(columns="alarm_level"))
