@@ -173,7 +173,7 @@ def explain(
     prediction: str = "",  # id of an answer; or
     window: Window | None = None,  # a window
     horizon_min: int = 10,  # minutes ahead
-    target: str = "max",  # min, avg, max; flat, slight, surge
+    target: str = "max",  # min, avg, max; flat, slight, surge; alarm
     top: int = 20,  # contributions
 ) -> Explanation:
     "Why a forecast is as it is."

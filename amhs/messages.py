@@ -161,7 +161,7 @@ class ToExplain(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     prediction: str = ""
     window: Window | None = None
     horizon_min: int = 10
-    target: str = "max"  # min, avg, max: jobs; flat, slight, surge: log-odds
+    target: str = "max"  # min, avg, max: jobs; flat, slight, surge: log-odds; alarm: jobs, the highest change and what alarms add
     top: int = 20
 
 # %% ../nbs/lib/12_messages.ipynb #bcd96e0a

@@ -649,7 +649,7 @@ def chance_by_level(
     slope = float(curve.coef_[0, 0]) / scale
     return float(curve.intercept_[0]) - slope * middle, slope
 
-# %% ../nbs/lib/08_model.ipynb #c0c7ab0d
+# %% ../nbs/lib/08_model.ipynb #9e1fb419
 _FEWEST_EVENTS = 10  # in the rows learnt from; of fewer nothing is learnt
 
 @patch
@@ -658,7 +658,8 @@ def _learn_alarm(self: Boosted, train: "xgboost.QuantileDMatrix", X: np.ndarray,
     import xgboost as xgb
 
     self.worth, left = 0.0, targets.get("event_in", pd.Series(0.0, targets.index)).to_numpy()
-    quiet, soon = left > 0, (left > 0) & (left <= self.hyper.alarm_lead_min)
+    lead = min(self.hyper.alarm_lead_min, max(self.horizons) - 1)  # further than the longest horizon is as good as never
+    quiet, soon = left > 0, (left > 0) & (left <= lead)
     if not (self.hyper.smooth and self.hyper.alarm_trees) or np.count_nonzero(np.diff(soon.astype(int)) > 0) < _FEWEST_EVENTS:
         return
     changes = X[:, -len(change_heads(self.horizons)) :].reshape(len(X), -1, len(TARGETS))

@@ -126,6 +126,15 @@ def test_what_alarms_add_is_kept_in_the_folder(tmp_path):
     assert model.worth > 0 and load_model(tmp_path / "model").predict(features).equals(model.predict(features))
 
 
+def test_never_is_not_taken_for_soon():
+    "With a short horizon the targets see no further than that: 10 minutes mean 10 or more."
+    features, targets, _ = eventful(5000)
+    model = make_model("hub", horizons=(10,), trees=5, min_child_weight=2.0).fit(features, targets.assign(event_in=targets["event_in"].clip(upper=10)))
+    forecast = model.predict(features)
+    added = forecast["alarm_level"] - forecast["now"] - forecast["change_max_10"]
+    assert added[features["sign"] > 0.5].median() > added[features["sign"] < 0.5].median() + 3
+
+
 @pytest.mark.parametrize("event_in", [None, 25.0, 0.0])
 def test_without_events_to_learn_from_alarms_go_by_the_highest_level(event_in):
     features, targets = hub(400)
