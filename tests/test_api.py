@@ -110,6 +110,9 @@ def test_explain_adds_up_and_is_kept(http, data):
         assert answer["now"] + found["total"] == pytest.approx(level, abs=5)  # the answer is put in order afterwards
     kept = http.get("/predictions", params={"id": answer["id"]}).json()["predictions"][0]
     assert kept["explanation"]["contributions"] == http.post("/explain", json={"prediction": answer["id"], "top": 1000}).json()["contributions"]
+    peak = max(answer["horizons"], key=lambda h: h["max"]["level"])["horizon_min"]
+    alarm = http.post("/explain", json={"prediction": answer["id"], "target": "alarm", "horizon_min": peak}).json()
+    assert answer["now"] + alarm["total"] == pytest.approx(answer["alarm"]["score"], abs=5)
     refused(http.post("/explain", json={"prediction": answer["id"], "horizon_min": 11}), 422, "no such forecast")
     refused(http.post("/explain", json={}), 422, "nothing to explain")
     refused(http.post("/explain", json={"prediction": "nothing"}), 404, "no such prediction")
