@@ -161,10 +161,10 @@ def _order(row, now):
         row[o + 2] = higher(row[o + 2], row[0])
         row[o + 1] = lower(higher(row[o + 1], row[o]), row[o + 2])
 
-# %% ../nbs/lib/15_engines.ipynb #0ed81587
+# %% ../nbs/lib/15_engines.ipynb #15ef4a77
 @njit(error_model="numpy")
 def _finish_row(finish, margins, wide, out):
-    "One row's forecast: now, the outputs, the spreads, the level that counts for alarms."
+    "One row's forecast: now, the outputs, the spreads, the change that counts for alarms."
     n, now, highest = len(finish.scale), wide[finish.now], -np.inf
     told, spreads = out[1 : 1 + OUTPUTS * n], out[1 + OUTPUTS * n :]
     out[0] = now
@@ -181,7 +181,7 @@ def _finish_row(finish, margins, wide, out):
             class_row(told[OUTPUTS * h + 2], spreads[3 * h + 2], finish.errors[h], finish.edges[h], classes)
         else:
             _probabilities(margins[OUTPUTS * h + 3 : OUTPUTS * h + 6], finish.scale[h], finish.bias[h], classes)
-    out[-1] = np.float64(now) + highest + finish.worth * margins[OUTPUTS * n]
+    out[-1] = highest + finish.worth * margins[OUTPUTS * n]
 
 # %% ../nbs/lib/15_engines.ipynb #2e8d4940
 @njit(nogil=True, cache=True, error_model="numpy")

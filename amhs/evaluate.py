@@ -454,13 +454,13 @@ def match_alarms(
     lead, false = _matched(_span_ticks(events, lines), _span_ticks(episodes, lines), site.alarms.max_lead)
     return events.assign(caught=~np.isnan(lead), lead_min=lead), episodes.assign(false=false)
 
-# %% ../nbs/lib/09_evaluate.ipynb #d5f927b1
+# %% ../nbs/lib/09_evaluate.ipynb #abdd0bab
 def alarm_score(
     forecast: pd.DataFrame,  # a forecast
     site: Site,  # surge level
 ) -> pd.Series:  # by (line, timestamp), jobs; -inf while the hub is above the surge level
     "The level a forecast raises alarms by (`model.alarm_level`), outside events."
-    return alarm_level(forecast).astype("float64").where(forecast["now"] <= site.thresholds.surge_level, -np.inf).rename("score")
+    return alarm_level(forecast).where(forecast["now"] <= site.thresholds.surge_level, -np.inf).rename("score")
 
 # %% ../nbs/lib/09_evaluate.ipynb #58a84625
 def rule_score(

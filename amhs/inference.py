@@ -96,12 +96,12 @@ def features(
     row = self.kernel.row(values, minute, end)
     return row if self._reads is None else row[self._reads]
 
-# %% ../nbs/lib/15_inference.ipynb #1096a275
+# %% ../nbs/lib/15_inference.ipynb #beaa684d
 @patch
 def forecast(
     self: Package,
     x: np.ndarray,  # float32 (features,)
-) -> np.ndarray:  # float32 (2 + 9 * horizons,): now; per horizon three changes and three probabilities; then three spreads each; the alarm's level
+) -> np.ndarray:  # float32 (2 + 9 * horizons,): now; per horizon three changes and three probabilities; then three spreads each; the alarm's change
     "Forecast one row: calibrated, and in agreement with itself."
     return self.engine.forecast(x)
 

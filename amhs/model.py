@@ -94,18 +94,19 @@ def _check_targets(
     if holes := [c for c in heads(horizons) if not np.isfinite(targets[c].to_numpy()).all()]:
         raise InputError("targets hold unknown values", got=holes, fix="drop rows whose future is not complete")
 
-# %% ../nbs/lib/08_model.ipynb #ecb3ff28
+# %% ../nbs/lib/08_model.ipynb #9bc5d4d0
 def _forecast_columns(horizons: Sequence[int]) -> list[str]:
     "The columns of a forecast, in order."
     per = [(*(f"change_{t}_{h}" for t in TARGETS), *(f"prob_{c}_{h}" for c in CLASSES)) for h in horizons]
-    return ["now", *(name for columns in per for name in columns), *(f"spread_{t}_{h}" for h in horizons for t in TARGETS), "alarm_level"]
+    return ["now", *(name for columns in per for name in columns), *(f"spread_{t}_{h}" for h in horizons for t in TARGETS), "alarm_change"]
 
-# %% ../nbs/lib/08_model.ipynb #30f00ad9
+# %% ../nbs/lib/08_model.ipynb #1413460e
 def alarm_level(
     forecast: pd.DataFrame,  # a forecast table
-) -> pd.Series:  # float (rows,), jobs; index of the forecast
+) -> pd.Series:  # float64 (rows,), jobs; index of the forecast
     "The level by which a forecast raises alarms."
-    return forecast["alarm_level"] if "alarm_level" in forecast else forecast["now"] + forecast.filter(like="change_max_").max(axis=1)
+    change = forecast["alarm_change"] if "alarm_change" in forecast else forecast.filter(like="change_max_").max(axis=1)
+    return (forecast["now"].astype("float64") + change.astype("float64")).rename("alarm_level")
 
 # %% ../nbs/lib/08_model.ipynb #49685d49
 def ordered(
@@ -320,13 +321,13 @@ def predict(
     forecast.attrs = {"model": self.name, "class_shares": self._decides_by()}
     return forecast
 
-# %% ../nbs/lib/08_model.ipynb #7a1ae747
+# %% ../nbs/lib/08_model.ipynb #c54836cc
 @patch
 def _values(self: Forecaster, X: np.ndarray) -> np.ndarray:
     "The numbers of a forecast table, float32 (rows, 2 + 9 * horizons)."
     changes, probs, spreads = self._answer(X)
     changes, now = self._agreed(X, changes), X[:, self.features.index(NOW)]
-    alarm = now.astype("float64") + changes[..., TARGETS.index("max")].max(axis=1) + self._raised(X)
+    alarm = changes[..., TARGETS.index("max")].max(axis=1) + self._raised(X)
     both = np.concatenate([changes, probs], axis=2)
     return np.column_stack([now, *(part.reshape(len(X), -1) for part in (both, spreads)), alarm]).astype(np.float32)
 

@@ -32,6 +32,7 @@ from .develop import collect
 from .features import build_features
 from .inference import AlarmPolicy, Package, load_package
 from .messages import Alarm, Answer, NamedCause, Reason
+from .model import alarm_level
 from .rules import SEVERITIES, apply_rules, hybrid_score
 from .serve import Said, horizons_of, level_horizons, moment_of, namer_of, prediction_row, teller_of, why
 from .store import Store, open_store, telemetry_of
@@ -50,13 +51,13 @@ def forecast_rows(
     x = np.ascontiguousarray(features[list(package.engine.features)], "float32")
     return pd.DataFrame(package.forecasts(x, threads), features.index, package.columns, copy=False).reindex(index)
 
-# %% ../nbs/lib/17_offline.ipynb #14f7636b
+# %% ../nbs/lib/17_offline.ipynb #4d0a4638
 def scores_of(
     package: Package,  # loaded
     forecast: pd.DataFrame,  # from `forecast_rows`
 ) -> pd.Series:  # jobs; -inf while the hub is above the surge level, NaN without a forecast
     "The level that each forecast raises alarms by, outside events."
-    return forecast["alarm_level"].astype("float64").where(~(forecast["now"] > package.site.thresholds.surge_level), -np.inf).rename("score")
+    return alarm_level(forecast).where(~(forecast["now"] > package.site.thresholds.surge_level), -np.inf).rename("score")
 
 # %% ../nbs/lib/17_offline.ipynb #ed7c4d6e
 def _held(score: np.ndarray, policy: AlarmPolicy) -> np.ndarray:

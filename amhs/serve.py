@@ -477,11 +477,11 @@ def _resting(self: Desk, line: Line) -> str:
     "What to say while a model rests after failures."
     return f"the model rests after {line.failures} failures" if line.failures >= self.serving.trips and self.clock() < line.rests_until else ""
 
-# %% ../nbs/lib/16_serve.ipynb #1f3f4d0b
+# %% ../nbs/lib/16_serve.ipynb #75b54d65
 class Said(NamedTuple):
     "What a model said about a minute."
 
-    forecast: list[float]  # now, then per horizon min, avg, max change and three probabilities; then all spreads, and the level that counts for alarms
+    forecast: list[float]  # now, then per horizon min, avg, max change and three probabilities; then all spreads, and the change that counts for alarms
     features: np.ndarray  # float32 (features,)
 
 # %% ../nbs/lib/16_serve.ipynb #4efd11e3
@@ -601,13 +601,14 @@ def _peaks(forecast: np.ndarray) -> np.ndarray:
     "The highest changes of a forecast (2 + 9 * horizons,), by horizon."
     return forecast[3 : 1 + 6 * (len(forecast) // 9) : 6]
 
-# %% ../nbs/lib/16_serve.ipynb #30031710
+# %% ../nbs/lib/16_serve.ipynb #14038b28
 def model_score(
     package: Package,  # knows the surge level
     forecast: np.ndarray,  # float32 (2 + 9 * horizons,)
 ) -> float:  # jobs; -inf while the hub is above the surge level
     "The level that counts for alarms, as in `evaluate.alarm_score`."
-    return float(forecast[-1]) if forecast[0] <= package.site.thresholds.surge_level else float("-inf")
+    now = float(forecast[0])
+    return now + float(forecast[-1]) if now <= package.site.thresholds.surge_level else float("-inf")
 
 # %% ../nbs/lib/16_serve.ipynb #630f6fb2
 def namer_of(

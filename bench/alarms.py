@@ -23,7 +23,7 @@ BUDGETS, AIRPORTS = (0.5, 1.0), ("LGA", "EWR", "JFK")
 
 def scores(forecast: pd.DataFrame, data: Labelled) -> dict[str, pd.Series]:
     "The alarm scores of a forecast: the highest level, and with what was learnt."
-    return {"highest level": alarm_score(forecast.drop(columns="alarm_level"), data.site), "hub": alarm_score(forecast, data.site)}
+    return {"highest level": alarm_score(forecast.drop(columns="alarm_change"), data.site), "hub": alarm_score(forecast, data.site)}
 
 
 def judged(model: Forecaster, data: Labelled, forecast: pd.DataFrame, telemetry: pd.DataFrame) -> pd.DataFrame:

@@ -17,7 +17,7 @@ import amhs.model as M
 from amhs.challengers import lacking
 from amhs.config import CLASSES, HORIZONS_MIN, TARGETS
 from amhs.core import InputError, ModelError, ParameterError, sha256_json
-from amhs.model import MODELS, heads, load_model, log_loss, make_model, ordered, pick_device, surge_class
+from amhs.model import MODELS, alarm_level, heads, load_model, log_loss, make_model, ordered, pick_device, surge_class
 
 SMALL = {"persistence": {}, "linear": {}, "v8": {"trees": 50}, "hub": {"trees": 80, "min_child_weight": 2.0, "early_stopping": 10},
          "lightgbm": {"trees": 80, "min_rows": 5, "early_stopping": 10}, "deep": {"nets": 2, "epochs": 30, "batch": 32, "device": "cpu"}}
@@ -75,7 +75,7 @@ def test_forecast_table(name):
     forecast = trained(name).predict(features)
     per = [[*(f"change_{t}_{h}" for t in TARGETS), *(f"prob_{c}_{h}" for c in CLASSES)] for h in HORIZONS_MIN]
     spreads = [f"spread_{t}_{h}" for h in HORIZONS_MIN for t in TARGETS]
-    assert list(forecast.columns) == ["now", *sum(per, []), *spreads, "alarm_level"]
+    assert list(forecast.columns) == ["now", *sum(per, []), *spreads, "alarm_change"]
     assert (forecast[spreads] > 0).all(axis=None) and (name in SPREADS) == (forecast[spreads].nunique() > 1).all()
     assert forecast.index.equals(features.index)
     assert set(forecast.dtypes) == {np.dtype("float32")}
@@ -108,15 +108,15 @@ def test_alarms_add_what_tells_of_events_and_forecasts_stay():
     train, valid, test = blocks(features, targets)
     model = make_model("hub", trees=20, min_child_weight=2.0).fit(*train, valid)
     forecast, soon = model.predict(test[0]), soon[-len(test[0]):]
-    added, sign = forecast["alarm_level"] - highest(forecast), test[0]["sign"] > 0.5
+    added, sign = alarm_level(forecast) - highest(forecast), test[0]["sign"] > 0.5
     assert added[sign].median() > added[~sign].median() + 5  # jobs
-    assert average_precision_score(soon, forecast["alarm_level"]) > 2 * average_precision_score(soon, highest(forecast))
+    assert average_precision_score(soon, alarm_level(forecast)) > 2 * average_precision_score(soon, highest(forecast))
     why = model.explain(test[0].iloc[::5], "alarm", 25) - model.explain(test[0].iloc[::5], "max", 25)
     assert np.allclose(why.sum(axis=1), added.iloc[::5], atol=1e-2)
     assert why["sign"][sign.iloc[::5]].mean() > why["sign"][~sign.iloc[::5]].mean() + 5, "and the explanation names it"
     plain = make_model("hub", trees=20, min_child_weight=2.0, alarm_trees=0).fit(*train, valid).predict(test[0])
-    assert np.allclose(plain["alarm_level"], highest(plain), atol=1e-3)
-    pd.testing.assert_frame_equal(plain.drop(columns="alarm_level"), forecast.drop(columns="alarm_level"))
+    assert np.allclose(alarm_level(plain), highest(plain), atol=1e-3)
+    pd.testing.assert_frame_equal(plain.drop(columns="alarm_change"), forecast.drop(columns="alarm_change"))
 
 
 def test_what_alarms_add_is_kept_in_the_folder(tmp_path):
@@ -131,7 +131,7 @@ def test_never_is_not_taken_for_soon():
     features, targets, _ = eventful(5000)
     model = make_model("hub", horizons=(10,), trees=5, min_child_weight=2.0).fit(features, targets.assign(event_in=targets["event_in"].clip(upper=10)))
     forecast = model.predict(features)
-    added = forecast["alarm_level"] - forecast["now"] - forecast["change_max_10"]
+    added = forecast["alarm_change"] - forecast["change_max_10"]
     assert added[features["sign"] > 0.5].median() > added[features["sign"] < 0.5].median() + 3
 
 
@@ -140,7 +140,7 @@ def test_without_events_to_learn_from_alarms_go_by_the_highest_level(event_in):
     features, targets = hub(400)
     model = make_model("hub", trees=5).fit(features, targets if event_in is None else targets.assign(event_in=np.float32(event_in)))
     forecast = model.predict(features)
-    assert model.worth == 0 and np.allclose(forecast["alarm_level"], highest(forecast), atol=1e-3)
+    assert model.worth == 0 and np.allclose(alarm_level(forecast), highest(forecast), atol=1e-3)
 
 
 @pytest.mark.parametrize("name", LEARNING)

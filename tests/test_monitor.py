@@ -16,6 +16,7 @@ from amhs.deployment import deploy
 from amhs.evaluate import interval_bounds
 from amhs.inference import load_package
 from amhs.messages import Answer
+from amhs.model import alarm_level
 from amhs.offline import score_rows
 from amhs.simulate import simulate
 from amhs.store import observation_rows, open_store, telemetry_of
@@ -119,9 +120,9 @@ def test_kept_forecasts_are_what_was_said(made, clean, start):
     found = monitor.kept_forecasts(store, "HUB1", since, until)
     part = telemetry[telemetry["timestamp"] >= start + (DAYS - 0.5) * DAY].reset_index(drop=True)
     said = score_rows(made["package"], part).loc[found.index]
-    told = [c for c in made["package"].columns if not c.startswith("spread") and c != "alarm_level"]
+    told = [c for c in made["package"].columns if not c.startswith("spread") and c != "alarm_change"]
     quiet = said["now"] <= SITE.thresholds.surge_level
-    assert np.abs(found["score"] - said["alarm_level"])[quiet].max() < 0.011, "alarms were decided by this level"
+    assert np.abs(found["score"] - alarm_level(said))[quiet].max() < 0.011, "alarms were decided by this level"
     assert np.abs(found[told] - said[told]).max().max() < 0.011, "levels are told to a hundredth"
     bounds = interval_bounds(said, made["package"].intervals.model).clip(lower=-said["now"], axis=0)
     assert np.abs(found[bounds.columns] - bounds).max().max() < 0.011, "and so are their bounds, none below an empty hub"
