@@ -424,10 +424,11 @@ def pipeline_command(
 ) -> list[str]:
     "The command that retrains a line."
     run_id = f"retrain-{line}-{due:%Y%m%d-%H%M}"
-    again = ["--resume", run_id] if (settings().runs / run_id / "run.json").is_file() else ["--run-id", run_id]
+    begun = (settings().runs / run_id / "run.json").is_file()
+    which = ["--resume", run_id] if begun else ["--profile", operation.params.profile, "--run-id", run_id]
     amhs = str(Path(sys.executable).with_name("amhs"))
     sets = [w for s in ("data.source=store", f"redesign.line={line}", f"promotion.lines=[{line}]") for w in ("--set", s)]
-    return [*stand_back(operation.params), amhs, "run", "retrain", "--profile", operation.params.profile, *sets, *again]
+    return [*stand_back(operation.params), amhs, "run", "retrain", *which, *sets]
 
 # %% ../nbs/lib/18_operate.ipynb #6e9547e2
 def retrain_apart(

@@ -3,15 +3,17 @@ each step it neither loses nor doubles anything; after days off it catches up.""
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import mortal
 import numpy as np
@@ -218,9 +220,10 @@ def test_killed_in_the_middle_of_every_step_of_one_night(morning, undisturbed, o
 @pytest.mark.full
 @pytest.mark.parametrize("point", mortal.POINTS)
 def test_killed_at_one_point_the_night_is_as_if_nothing_had_been(morning, undisturbed, obeyed, tmp_path, point):
-    evening, over = undisturbed(True)
+    learn = not point.startswith("deploy")  # what is learnt from a few days need not be better
+    evening, over = undisturbed(learn)
     home = shutil.copytree(evening if point in mortal.AFTER_EVENING else morning, tmp_path / "home")
-    assert obeyed(home, point, "", learn=True) == [-signal.SIGKILL, 0]
+    assert obeyed(home, point, "", learn=learn) == [-signal.SIGKILL, 0]
     assert_same(home, over)
 
 
@@ -297,6 +300,22 @@ def test_a_retraining_ends_with_whoever_started_it(tmp_path, monkeypatch):
     monkeypatch.setenv("AMHS_ROOT", str(tmp_path))
     command = f"operate.pipeline_command = lambda *_: [{sys.executable!r}, '-c', {HANGS_ONCE.replace('STAGE', 'work')!r}]"
     killed_in(tmp_path, "work", OPERATOR.replace("# beforehand", command))
+
+
+def test_the_command_goes_on_with_a_retraining_that_was_begun(toy):
+    "The short form: nothing is killed, and the command only says its plan."
+    operation, when = SimpleNamespace(params=operate.OperateParams(profile="smoke")), datetime(2026, 3, 2, 0, 30, tzinfo=UTC)
+
+    def planned():
+        command = [*operate.pipeline_command(operation, "HUB1", when), "--plan"]
+        said = subprocess.run(command, cwd=toy, capture_output=True, text=True, check=True).stdout
+        return dict(re.findall(r"^\d\d  (\w+) +(\w+)", said, re.M))
+
+    assert planned() == dict.fromkeys(PIPELINES["retrain"], "run")
+    quiet = runs.Manner(show=runs.Reporter(lambda line: None))
+    sets = {"data.source": "store", "redesign.line": "HUB1"}
+    begun = runs.run_pipeline("retrain", "smoke", sets, last="redesign", run_id="retrain-HUB1-20260302-0030", manner=quiet)
+    assert begun.exit_code == 0 and planned() == {"data": "skip", "redesign": "skip"}
 
 
 @pytest.mark.full
