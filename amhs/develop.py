@@ -437,7 +437,7 @@ def _hyper(choice: Mapping, params: TrainParams, model: str) -> dict[str, Any]:
     "Hyper-parameters of stage 06 as far as a model has them, of an ensemble's members, and those that stage 05 chose."
     own = make_model(model).hyper
     hyper = {name: getattr(params, name) for name in ("trees", "early_stopping", "device") if hasattr(own, name)}
-    if getattr(own, "rows", 0):
+    if hasattr(own, "trees") and own.rows:
         hyper["rows"] = params.rows
     if model == "ensemble":
         hyper["members"] = {name: _hyper(choice, params, name) for name in params.members}

@@ -194,9 +194,9 @@ class Hub(Boosting):
     "Hyper-parameters of the `hub` model."
 
     feature_set: Feature = "hub"
-    trees: Count = 600
+    trees: Count = 450
     depth: int = Field(4, ge=1, le=16)
-    learning_rate: float = Field(0.06, gt=0, le=1)
+    learning_rate: float = Field(0.08, gt=0, le=1)
     subsample: float = Field(0.8, gt=0, le=1)
     colsample: float = Field(0.5, gt=0, le=1)
     min_child_weight: float = Field(50.0, ge=0)

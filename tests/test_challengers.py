@@ -99,6 +99,8 @@ def test_stage_06_plans_every_model():
     assert (chosen.depth, chosen.trees, chosen.feature_set) == (4, 7, "v8")
     team = planned(CHOICE, params(members="[hub, deep]", device="cpu"), "ensemble")
     assert team.members["hub"].hyper.depth == 4 and team.members["deep"].hyper.device == "cpu"
+    few = planned(CHOICE, params(members="[hub, deep]", rows="500"), "ensemble").members
+    assert (few["hub"].hyper.rows, few["deep"].hyper.rows) == (500, make_model("deep").hyper.rows), "trees learn from few rows, networks do not"
 
 
 # ---- a package of each
