@@ -54,6 +54,13 @@ def test_export_leaves_no_diff(tmp_path):
     assert [n for n in fresh if fresh[n] != there[n]] == []
 
 
+def test_the_readme_is_what_its_notebook_says():
+    "`make readme` would undo what was written into README.md alone."
+    from nbconvert import MarkdownExporter
+
+    assert MarkdownExporter(exclude_input=True).from_filename(ROOT / "nbs/index.ipynb")[0].strip() == (ROOT / "README.md").read_text().strip()
+
+
 @pytest.fixture(scope="session")
 def forks():
     "A process that forks for every notebook: starting anew costs more than most examples."
