@@ -407,7 +407,7 @@ class TrainParams(StageParams):
     members: Annotated[tuple[Model, ...], Field(min_length=1)]  # of the challenger `ensemble`
     max_row_ms: float = Field(gt=0)  # allowed cost of one forecast, median
     trees: Count  # at most; early stopping may take fewer
-    rows: Count  # that trees learn from at most, evenly spaced; V8 and linear models take all, networks 400,000
+    rows: Count  # that trees learn from at most, evenly spaced; V8 and linear models take all, networks have a limit of their own
     early_stopping: Count  # rounds without gain on validation
     device: Literal["auto", "cpu", "cuda"]
     max_change_mae_ratio: float = Field(gt=0)  # validation MAE against persistence, worst horizon
