@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NEEDS', 'LOOK_MIN', 'LAYERS', 'lacking', 'Leaves', 'Leafwise', 'Network', 'Deep', 'Team', 'Ensemble', 'answers_with']
 
-# %% ../nbs/lib/08_challengers.ipynb #f7d3c2e4
+# %% ../nbs/lib/08_challengers.ipynb #b36eab66
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from pydantic import Field
 
 from .config import CLASSES, TARGETS, Count, Feature, Frozen
-from .core import ModelError, ParameterError, seeded
+from .core import ModelError, ParameterError, seeded, split_rows
 from .features import FEATURE_SETS, sensors_of
 from amhs.model import (
     Forecaster, change_heads, cores, heads, informative, load_model, make_model, pick_device, softmax, thinning,
@@ -258,11 +258,8 @@ def _units(self: Deep, targets: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]: 
     odds = np.log(np.maximum([self.shares[str(h)] for h in self.horizons], 1e-9)).ravel()
     return np.concatenate([unit, np.ones_like(odds)]), np.concatenate([np.median(changes, axis=0) / unit, odds])
 
-# %% ../nbs/lib/08_challengers.ipynb #0f821d76
+# %% ../nbs/lib/08_challengers.ipynb #0edbffdf
 _AT_ONCE = 4096  # rows
-
-def _pieces(X: np.ndarray) -> list[np.ndarray]:
-    return np.array_split(X, max(1, -(-len(X) // _AT_ONCE)))
 
 # %% ../nbs/lib/08_challengers.ipynb #f6610cb6
 @patch
@@ -272,14 +269,14 @@ def _standard(self: Deep, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # (r
     Z = np.nan_to_num((X - w["mean"]) * w["scale"]).clip(-self.hyper.limit, self.hyper.limit)
     return np.take(Z, w["read_window"], axis=1), np.take(Z, w["read_beside"], axis=1)  # in this order in memory, too
 
-# %% ../nbs/lib/08_challengers.ipynb #8874cd5f
+# %% ../nbs/lib/08_challengers.ipynb #d31f299a
 @patch
 def _batch(self: Deep, X: np.ndarray, targets: pd.DataFrame, device: str) -> tuple:  # window, beside, changes in units, classes
     "Rows as tensors."
     import torch
 
     changes, classes = targets[change_heads(self.horizons)].to_numpy(), targets[[f"surge_class_{h}" for h in self.horizons]].to_numpy()
-    read = zip(*([part.astype("float32") for part in self._standard(x)] for x in _pieces(X)), strict=True)
+    read = zip(*([part.astype("float32") for part in self._standard(x)] for x in split_rows(X, _AT_ONCE)), strict=True)
     truth = (changes / self.weights["unit"][: changes.shape[1]]).astype("float32"), classes.astype("int64")
     return tuple(torch.from_numpy(part).to(device) for part in (*map(np.concatenate, read), *truth))
 
@@ -312,7 +309,7 @@ def _learn(self: Deep, X: np.ndarray, targets: pd.DataFrame, valid: tuple[np.nda
         torch.set_num_threads(threads)
     self.info |= {"device": device, "torch": torch.__version__, "weights": sum(self.weights[n].size for n in LAYERS)}
 
-# %% ../nbs/lib/08_challengers.ipynb #f5a85d25
+# %% ../nbs/lib/08_challengers.ipynb #8240dc91
 @patch
 def _descend(self: Deep, rows: tuple, valid: tuple | None, device: str) -> None:
     "Go through the rows epoch by epoch until validation rows gain nothing."
@@ -321,7 +318,7 @@ def _descend(self: Deep, rows: tuple, valid: tuple | None, device: str) -> None:
     random, best = seeded(self.seed, "deep", "order"), (np.inf, None)
     for epoch in range(p.epochs):
         order = random.permutation(len(rows[0]))
-        for some in np.array_split(order, -(-len(order) // p.batch)):
+        for some in split_rows(order, p.batch):
             step(tuple(part[some] for part in rows))
         seen.append(self._error(kept, valid) if valid else -epoch)
         if seen[-1] < best[0]:
@@ -373,11 +370,11 @@ def _error(self: Deep, w: dict, rows: tuple) -> float:
         parts = [_layers(w, *(part[some] for part in rows[:2]))[2].mean(0) for some in torch.arange(len(rows[0])).split(_AT_ONCE)]
         return float(self._loss(torch.cat(parts)[None], rows))
 
-# %% ../nbs/lib/08_challengers.ipynb #d81007d0
+# %% ../nbs/lib/08_challengers.ipynb #ee0bd126
 @patch
 def _answer(self: Deep, X: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "The mean of what the networks say, in jobs and log-odds; nothing about the spread."
-    parts = [_layers(self.weights, *self._standard(x))[2].mean(axis=0) for x in _pieces(X)]
+    parts = [_layers(self.weights, *self._standard(x))[2].mean(axis=0) for x in split_rows(X, _AT_ONCE)]
     said, n = np.concatenate(parts) * self.weights["unit"], len(self.horizons)
     changes, odds = said[:, : n * len(TARGETS)].reshape(-1, n, len(TARGETS)), said[:, n * len(TARGETS):].reshape(-1, n, len(CLASSES))
     return changes, softmax(odds), np.ones_like(changes)

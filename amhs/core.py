@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['log', 'AmhsError', 'ParameterError', 'InputError', 'ModelError', 'StageError', 'nearest', 'project_root',
            'sha256_file', 'sha256_json', 'sha256_tree', 'put_on_disk', 'atomic_path', 'write_json', 'read_json',
-           'append_lines', 'newest_lines', 'is_reference', 'reveal', 'seeded', 'parse_python']
+           'append_lines', 'newest_lines', 'is_reference', 'reveal', 'seeded', 'split_rows', 'parse_python']
 
 # %% ../nbs/lib/00_core.ipynb #91c1c6f2
 import ast, difflib, hashlib, json, logging, os, shutil, threading, uuid
@@ -244,6 +244,16 @@ def seeded(
     import numpy as np
 
     return np.random.default_rng([seed, int(sha256_json(names)[:15], 16)])
+
+# %% ../nbs/lib/00_core.ipynb #2f41cbe7
+def split_rows(
+    rows: "np.ndarray",  # (rows, ...)
+    most: int,  # rows of a part
+) -> list["np.ndarray"]:  # at least one, one after the other, of about the same length
+    "Rows in parts that fit the memory."
+    import numpy as np
+
+    return np.array_split(rows, max(1, -(-len(rows) // most)))
 
 # %% ../nbs/lib/00_core.ipynb #7492534e
 _PARSING = threading.Lock()

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['OUTPUTS', 'DEEPEST', 'FLIGHT', 'HIGHEST', 'BLOCK', 'ENGINES', 'Trees', 'read_trees', 'Finish', 'read_finish',
-           'finished', 'Engine', 'Original', 'Boosters', 'Merged', 'Onnx', 'Perfect', 'fill_up', 'Forest',
-           'make_engine', 'seal', 'unseal', 'load_engine']
+           'finished', 'Engine', 'Original', 'Boosters', 'Merged', 'Onnx', 'Perfect', 'fill_up', 'Forest', 'Light',
+           'Members', 'engines_of', 'make_engine', 'seal', 'unseal', 'load_engine']
 
-# %% ../nbs/lib/15_engines.ipynb #dac204f8
+# %% ../nbs/lib/15_engines.ipynb #9c03a045
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from pathlib import Path
 from typing import NamedTuple
 
@@ -688,20 +689,90 @@ def _slope(self: Forest, wide: np.ndarray, moved: float, grown: int, horizon: in
     change, spread = float(self._margins(wide)[0, grown]), float(np.exp(wide[0, self.finish.spread + 3 * horizon + 2]))
     return class_slope(change - moved, change, spread, self.finish.errors[horizon], self.finish.edges[horizon], klass)[1]
 
-# %% ../nbs/lib/15_engines.ipynb #6c664bd2
-ENGINES = {"boosters": Boosters, "merged": Merged, "onnx": Onnx, "forest": Forest}
-_BUILDERS = {"original": Original, "boosters": Boosters, "merged": _merge, "onnx": _convert, "forest": _flatten}
+# %% ../nbs/lib/15_engines.ipynb #04d8722d
+class Light:
+    "A boosted member of an ensemble, answered by its forest"
 
-# %% ../nbs/lib/15_engines.ipynb #57bddc96
+    def __init__(self, forecaster: Boosted):
+        self.forest, self.starts = _flatten(forecaster), _output_of(forecaster)
+
+# %% ../nbs/lib/15_engines.ipynb #39151b52
+@patch
+def _told(self: Light, X: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    "Changes, probabilities and spreads, (rows, horizons, 3) each; the change that counts for alarms."
+    told = self.forest.forecasts(X) if len(X) > 1 else self.forest.forecast(X[0])[None]
+    n, ends = len(self.forest.horizons), 1 + OUTPUTS * len(self.forest.horizons)
+    changes, probs = np.split(told[:, 1:ends].reshape(-1, n, OUTPUTS), [len(TARGETS)], axis=2)
+    return changes, probs, told[:, ends:-1].reshape(changes.shape), told[:, -1]
+
+@patch
+def _answer(self: Light, X: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return self._told(X)[:3]
+
+@patch
+def _raised(self: Light, X: np.ndarray) -> np.ndarray:
+    changes, *_, alarm = self._told(X)
+    return alarm.astype("float64") - changes[..., TARGETS.index("max")].max(axis=1)
+
+# %% ../nbs/lib/15_engines.ipynb #4e276344
+@patch
+def _weigh(self: Light, X: np.ndarray, head: str, klass: int | None) -> np.ndarray:
+    "Contributions along the paths (rows, features + base); the base is not known, and 0."
+    return np.stack([np.append(self.forest.weigh(x, self.starts[head] + (klass or 0)), 0.0) for x in X])
+
+@patch
+def _weigh_raised(self: Light, X: np.ndarray) -> np.ndarray:
+    return self.forest.finish.worth * self._weigh(X, "alarm", None)
+
+# %% ../nbs/lib/15_engines.ipynb #3682cdab
+class Members(Original):
+    "An ensemble whose boosted members are forests"
+    kind, note = "members", "each member in its lightest form"
+
+    def __init__(self, forecaster: Forecaster):
+        super().__init__(forecaster)
+        self.finish = self.finish._replace(worth=1.0)  # members say what alarms add in jobs
+        self.forecaster = copy(forecaster)
+        self.forecaster.members = {name: Light(m) if isinstance(m, Boosted) else m for name, m in forecaster.members.items()}
+
+# %% ../nbs/lib/15_engines.ipynb #acfee3a5
+@patch
+def weigh(
+    self: Members,
+    x: np.ndarray,  # float32 (features,)
+    output: int,  # position of the output
+) -> np.ndarray:  # float64 (features,), in the output's unit
+    "What each feature adds to one output, summed over the members."
+    X, (horizon, k) = np.ascontiguousarray(x, "float32")[None], divmod(output, OUTPUTS)
+    if horizon == len(self.horizons):
+        return self.forecaster._weigh_raised(X)[0, :-1]
+    h, klass = self.horizons[horizon], k - len(TARGETS)
+    head = (f"change_{TARGETS[k]}_{h}", None) if klass < 0 else (f"surge_class_{h}", klass)
+    return self.forecaster._weigh(X, *head)[0, :-1]
+
+# %% ../nbs/lib/15_engines.ipynb #bba105f5
+ENGINES = {e.kind: e for e in (Boosters, Merged, Onnx, Forest, Members, Original)}
+_BUILDERS = ENGINES | {"merged": _merge, "onnx": _convert, "forest": _flatten}
+
+# %% ../nbs/lib/15_engines.ipynb #5d8cc365
+def engines_of(
+    forecaster: Forecaster,  # trained
+) -> tuple[str, ...]:  # names in `ENGINES`
+    "The forms that a forecaster can take."
+    if isinstance(forecaster, Boosted):
+        return "boosters", "merged", "onnx", "forest"
+    return ("members", "original") if hasattr(forecaster, "members") else ("original",)
+
+# %% ../nbs/lib/15_engines.ipynb #4f691552
 def make_engine(
-    kind: str,  # a name in `ENGINES`; forecasters that are not boosted only know `original`
+    kind: str,  # a name in `ENGINES`
     forecaster: Forecaster,  # trained
 ) -> Engine:
     "Build a light form of a forecaster."
-    if kind not in _BUILDERS:
+    if kind not in ENGINES:
         raise ParameterError("no such engine", got=kind, fix=f"use one of {', '.join(nearest(kind, ENGINES))}")
-    if kind != "original" and not isinstance(forecaster, Boosted):
-        raise ModelError(f"model {forecaster.name} has no trees", got=kind, fix="use the engine `original`")
+    if kind not in (there := engines_of(forecaster)):
+        raise ModelError(f"model {forecaster.name} cannot take this form", got=kind, fix=f"use one of {', '.join(there)}")
     return _BUILDERS[kind](forecaster)
 
 # %% ../nbs/lib/15_engines.ipynb #8a9162d7
@@ -789,10 +860,10 @@ def _read_forest(about: tuple, folder: Path, state: dict) -> Forest:
         found = {name: arrays[name] for name in Perfect._fields}
     return Forest(*about, Perfect(**found | {name: int(found[name]) for name in ("depth", "shift")}))
 
-# %% ../nbs/lib/15_engines.ipynb #a708d56f
+# %% ../nbs/lib/15_engines.ipynb #62cccb02
 def load_engine(
     folder: Path | str,  # what `save` wrote
-    model: Path | str | None = None,  # the forecaster's folder; for the engines `original` and `boosters`
+    model: Path | str | None = None,  # the forecaster's folder; for the engines `boosters`, `members` and `original`
 ) -> Engine:
     "Read an engine; every hash is checked first."
     card, folder = unseal(folder, "engine.json"), Path(folder)

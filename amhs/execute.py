@@ -34,7 +34,7 @@ class Limits:
     memory_mb: float | None = None  # of the kernel and its children together; None: what the machine has
     shown_bytes: int = 1_000_000  # output of one cell that is kept; the rest is cut, and says so
 
-# %% ../nbs/lib/23_execute.ipynb #5d78aa1f
+# %% ../nbs/lib/23_execute.ipynb #ef66dc3f
 @dataclass(eq=False)
 class Watch:
     "What is seen of a notebook while it runs."
@@ -45,6 +45,7 @@ class Watch:
     limits: Limits = field(default_factory=Limits)
     secrets: dict[str, str] = field(default_factory=dict)  # value -> the reference it was found by
     warm: Warm | None = None  # forks kernels; None: each kernel starts by itself
+    scratch: str = ""  # folder for the kernel's temporary files; gone when the kernel is
     begun: dict[str, str | None] = field(default_factory=lambda: {"kind": "isolated", "why": None})  # or forked; why not, or what it lacks
     ran: list[str] = field(default_factory=list)  # ids of executed cells
     peak_memory_mb: float = 0.0  # of the kernel and its children
@@ -265,12 +266,12 @@ def _forked(watch: Watch) -> Any:
     watch.begun = {"kind": "forked", "why": "not imported ahead: " + "; ".join(process.lacking) if process.lacking else None}
     return WireManager(process, Wire(process.end))
 
-# %% ../nbs/lib/23_execute.ipynb #7225bec8
+# %% ../nbs/lib/23_execute.ipynb #01010894
 def _kernel_environment(watch: Watch) -> dict[str, str]:
-    "The runner's environment, and where the stage's folder is."
-    return {**os.environ, "AMHS_STAGE_DIR": str(watch.folder)}
+    "The runner's environment, where the stage's folder is, and where temporary files are: a kernel that is ended does not tidy up."
+    return {**os.environ, "AMHS_STAGE_DIR": str(watch.folder), "TMPDIR": watch.scratch}
 
-# %% ../nbs/lib/23_execute.ipynb #4d0dfcca
+# %% ../nbs/lib/23_execute.ipynb #6fe568ef
 @cache
 def _client() -> type:
     "papermill's notebook client with our watch."
@@ -282,7 +283,7 @@ def _client() -> type:
                 self.watch.holds(forked.process)
                 return forked
             super().create_kernel_manager()
-            self.km.transport, self.km.connection_file = "ipc", f"{self.sockets}/kernel.json"
+            self.km.transport, self.km.connection_file = "ipc", f"{self.watch.scratch}/kernel.json"
             self.km.client_factory = _quick_client()
             return self.km
 
@@ -303,7 +304,7 @@ def _client() -> type:
 
     return Client
 
-# %% ../nbs/lib/23_execute.ipynb #d233c2e7
+# %% ../nbs/lib/23_execute.ipynb #9bbf8db7
 @cache
 def _engine() -> type:
     "papermill's engine with our client."
@@ -315,8 +316,8 @@ def _engine() -> type:
             client = _client()(nb_man, kernel_name=kernel_name, startup_timeout=start_timeout, timeout=execution_timeout,
                                shutdown_kernel="immediate")
             nb_man.save = partial(watch.unsaved.append, nb_man.nb)
-            with tempfile.TemporaryDirectory(prefix="amhs-") as sockets, open(watch.folder / "kernel.log", "ab") as log_file, _watching(watch):
-                client.watch, client.sockets = watch, sockets
+            client.watch = watch
+            with open(watch.folder / "kernel.log", "ab") as log_file, _watching(watch):
                 client.execute(env=_kernel_environment(watch), stdout=log_file, stderr=log_file)
 
     return Engine
@@ -345,7 +346,7 @@ def _parametrised(notebook: str, params: dict) -> Any:
     nb = parameterize_notebook(load_notebook_node(str(project_root() / notebook)), params, kernel_name="python3", language="python")
     return remove_error_markers(prepare_notebook_metadata(nb, notebook, "notebook.ipynb"))
 
-# %% ../nbs/lib/23_execute.ipynb #312d1193
+# %% ../nbs/lib/23_execute.ipynb #5355bfc6
 def _papermill(notebook: str, params: dict, watch: Watch) -> None:
     "Execute a notebook into the stage's folder; raises what papermill raises."
     from papermill.execute import raise_for_execution_errors
@@ -357,6 +358,7 @@ def _papermill(notebook: str, params: dict, watch: Watch) -> None:
     watch.unsaved.append(nb)
     watch.save()  # from the first moment on there is something to read
     with contextlib.ExitStack() as last:
+        watch.scratch = last.enter_context(tempfile.TemporaryDirectory(prefix="amhs-", ignore_cleanup_errors=True))
         for task in (_close_loop, watch.leftovers, partial(watch.finish, nb)):  # the last first
             last.callback(task)
         _engine().execute_notebook(nb, "python3", progress_bar=False, start_timeout=120, execution_timeout=watch.limits.cell_timeout_s, watch=watch)

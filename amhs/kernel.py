@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['WireKernel', 'Publisher', 'PipedStream', 'WireKernelApp', 'make_kernel']
 
-# %% ../nbs/lib/22_kernel.ipynb #48d07fef
-import contextlib, io, os, select, socket, sys, threading
+# %% ../nbs/lib/22_kernel.ipynb #af683ccd
+import contextlib, io, os, select, socket, sys, tempfile, threading
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -129,7 +129,7 @@ def _console(stream: OutStream, fd: int) -> int:
         return stream.fileno()
     return fd
 
-# %% ../nbs/lib/22_kernel.ipynb #911a2431
+# %% ../nbs/lib/22_kernel.ipynb #0a3ff9c8
 @patch
 def work(
     self: WireKernelApp,
@@ -142,6 +142,7 @@ def work(
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env | self.added)
+    tempfile.tempdir = None  # of the worker; to be found anew
     console = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for fd, stream in ((1, sys.stdout), (2, sys.stderr)):
         os.dup2(console, _console(stream, fd))

@@ -755,17 +755,17 @@ def _middle(self: Boosted, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     changes = np.stack([_margins(self.boosters[head], read) for head in change_heads(self.horizons)], axis=1).reshape(shape)
     return changes, wide[:, -len(self.smooth.least) // 2 :].reshape(shape) if self.hyper.smooth else np.zeros(shape)
 
-# %% ../nbs/lib/08_model.ipynb #61db0158
+# %% ../nbs/lib/08_model.ipynb #10760729
 @patch
 def _answer(self: Boosted, X: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Changes, probabilities and spreads of every row."
     changes, log_spreads = self._middle(X)
-    spreads, known = np.exp(log_spreads.astype("float64")).astype("float32"), [self.calibration[str(h)] for h in self.horizons]
+    changes, known = self._agreed(X, changes), [self.calibration[str(h)] for h in self.horizons]
+    spreads = np.exp(log_spreads.astype("float64")).astype("float32")
     if not self.hyper.smooth:
         read = self._columns(X)
         return changes, np.stack([calibrated(_margins(self.boosters[f"surge_class_{h}"], read), k) for h, k in zip(self.horizons, known)], axis=1), spreads
-    changes, probs = self._agreed(X, changes), np.empty((*changes.shape[:2], len(CLASSES)))
-    most = TARGETS.index("max")
+    probs, most = np.empty((*changes.shape[:2], len(CLASSES))), TARGETS.index("max")
     class_rows(changes[..., most], spreads[..., most], even([k["errors"] for k in known]), np.array([k["edges"] for k in known]), probs)
     return changes, probs, spreads
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FUTURES', 'Futures', 'sample_minutes', 'look_ahead', 'kept_futures', 'oracle_forecast', 'attained_shares']
 
-# %% ../nbs/lib/10_oracle.ipynb #3d621b3d
+# %% ../nbs/lib/10_oracle.ipynb #fa58b0b9
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +18,7 @@ from fastcore.basics import patch
 
 from . import simulate as simulator
 from .config import CLASSES, HORIZONS_MIN, TARGETS, Site, load_site
-from .core import InputError, ParameterError, atomic_path, seeded, sha256_file, sha256_json
+from .core import InputError, ParameterError, atomic_path, seeded, sha256_file, sha256_json, split_rows
 from .evaluate import make_blocks, same_rows
 from .simulate import Simulator
 from .targets import surge_class
@@ -42,14 +42,8 @@ def sample_minutes(
     chosen = seeded(seed, "oracle").choice(len(index), size=min(n, len(index)), replace=False)
     return index[np.sort(chosen)]
 
-# %% ../nbs/lib/10_oracle.ipynb #b45c8f1b
+# %% ../nbs/lib/10_oracle.ipynb #16235fc7
 _AT_ONCE = 16  # saved states
-
-def _parts(
-    minutes: np.ndarray,  # int (n,), rising
-) -> list[np.ndarray]:
-    "Minutes in parts whose states fit the memory."
-    return np.array_split(minutes, max(1, -(-len(minutes) // _AT_ONCE)))
 
 # %% ../nbs/lib/10_oracle.ipynb #7be0e7ee
 def _saved(sim: Simulator, minutes: np.ndarray) -> Iterator[tuple[int, simulator.Saved]]:
@@ -66,7 +60,7 @@ def _looked(asked: tuple[int, simulator.Saved, int, int]) -> tuple[float, np.nda
     sim = Simulator.load(saved)
     return float(saved.state["hub_jobs"][0]), sim.futures(n, ahead, seed=minute * n)
 
-# %% ../nbs/lib/10_oracle.ipynb #698dd94c
+# %% ../nbs/lib/10_oracle.ipynb #f5453a5e
 def look_ahead(
     rows: pd.MultiIndex,  # (line, timestamp) of minutes of one simulated line
     days: float,  # length of the simulation
@@ -86,7 +80,7 @@ def look_ahead(
         raise ParameterError("these minutes are not in the simulation, or not in order", got=f"{len(at)} rows", fix="sort them; check days and start")
     found = []
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        for part in _parts(at):
+        for part in split_rows(at, _AT_ONCE):
             found += pool.map(_looked, [(minute, saved, n, minutes) for minute, saved in _saved(sim, part)])
     return Futures(rows, np.array([now for now, _ in found], "float32"), np.stack([jobs for _, jobs in found]))
 

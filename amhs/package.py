@@ -8,7 +8,7 @@ __all__ = ['PROVEN', 'SINGLE_ROWS', 'TURNS', 'ENOUGH_EVENTS', 'NEEDS', 'build_en
            'licences', 'write_package', 'replay', 'interval_table', 'contents', 'alarm_table', 'licence_table',
            'refused_table']
 
-# %% ../nbs/lib/16_package.ipynb #183c523b
+# %% ../nbs/lib/16_package.ipynb #10c4e53a
 import json, math
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, distribution
@@ -26,20 +26,20 @@ from .core import AmhsError, ModelError, atomic_path, read_json, seeded, sha256_
 from .develop import Labelled, block, forecast_block
 from .evaluate import alarm_curve, alarm_score, choose_threshold, interval_offsets, interval_scores, slice_table
 from .features import build_features, compile_features
-from .engines import ENGINES, OUTPUTS, Engine, make_engine, seal
+from .engines import ENGINES, OUTPUTS, Engine, engines_of, make_engine, seal
 from .inference import AlarmPolicy, Intervals, Package, load_package
 from .model import NOW, Boosted, Forecaster, load_model, surge_class
 from .rules import RuleSet, load_rules
 from .telemetry import SCHEMA, fill_gaps, minute_numbers
 
-# %% ../nbs/lib/16_package.ipynb #bdff36e5
+# %% ../nbs/lib/16_package.ipynb #c1b97c54
 def build_engines(
     forecaster: Forecaster,  # confirmed
-    kinds: Iterable[str] = tuple(ENGINES),  # names in `ENGINES`
+    kinds: Iterable[str] | None = None,  # forms of trees, names in `ENGINES`; None: all
 ) -> tuple[dict[str, Engine], dict[str, str]]:  # those built; why the others were not
-    "Build the light forms of a forecaster; one without trees has none but itself."
+    "Build the forms of a forecaster: of trees those wanted, of any other all it can take."
     built, refused = {}, {}
-    for kind in kinds if isinstance(forecaster, Boosted) else ("original",):
+    for kind in kinds if kinds and isinstance(forecaster, Boosted) else engines_of(forecaster):
         try:
             built[kind] = make_engine(kind, forecaster)
         except (AmhsError, ImportError) as e:
@@ -147,7 +147,7 @@ def time_engines(
     found = {k: [*np.percentile(single[k], [50, 99]), *np.percentile(batch[k], [50, 99])] for k in engines}
     return pd.DataFrame.from_dict(found, orient="index", columns=["p50_us", "p99_us", "p50_us_64", "p99_us_64"]).rename_axis("engine")
 
-# %% ../nbs/lib/16_package.ipynb #31e7719b
+# %% ../nbs/lib/16_package.ipynb #f32960cc
 def candidate_table(
     proof: pd.DataFrame,  # from `prove`
     times: pd.DataFrame,  # from `time_engines`
@@ -222,8 +222,9 @@ def example_window(
     values = {c: [None if math.isnan(v) else v for v in window[c].to_numpy("float32").tolist()] for c in columns}
     return {"line": window["line"].iloc[-1], "minute": int(minute_numbers(window)[-1]), "values": values}
 
-# %% ../nbs/lib/16_package.ipynb #928195e2
-NEEDS = {"boosters": ("xgboost-cpu", "xgboost"), "merged": ("xgboost-cpu", "xgboost"), "onnx": ("onnxruntime",), "forest": (), "original": ("scikit-learn",)}
+# %% ../nbs/lib/16_package.ipynb #e671ca2f
+NEEDS = {"boosters": ("xgboost-cpu", "xgboost"), "merged": ("xgboost-cpu", "xgboost"), "onnx": ("onnxruntime",), "forest": (),
+         "members": ("scikit-learn",), "original": ("scikit-learn",)}
 
 # %% ../nbs/lib/16_package.ipynb #22af4383
 def _licence(name: str) -> dict | None:

@@ -6,13 +6,15 @@
 __all__ = ['LIMIT', 'RIDGES', 'FOLDS', 'FEAR', 'BELIEVED', 'MOST_PASSED', 'Smooth', 'no_smooth', 'believed', 'smooth_row',
            'widened', 'write_smooth', 'read_smooth', 'moments', 'fit_smooth', 'passed_on']
 
-# %% ../nbs/lib/07_smooth.ipynb #e75e4eef
+# %% ../nbs/lib/07_smooth.ipynb #91e838fb
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numba import njit
+
+from .core import split_rows
 
 # %% ../nbs/lib/07_smooth.ipynb #118980cd
 LIMIT = 4.0  # standard deviations; on a later block of the simulated hub 3 to 8 are alike, a nearer limit runs away less
@@ -121,7 +123,7 @@ RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # strengths tried, per row
 FOLDS = 5  # blocks of time left out in turn
 _AT_ONCE = 8192  # rows added up at once
 
-# %% ../nbs/lib/07_smooth.ipynb #aa1f404d
+# %% ../nbs/lib/07_smooth.ipynb #40328c16
 def moments(
     X: np.ndarray,  # float32 (rows, features)
 ) -> tuple[np.ndarray, np.ndarray]:  # float64 (features,) mean and one over the standard deviation; 0 where nothing varies
@@ -129,14 +131,9 @@ def moments(
     known = np.isfinite(X)
     n, clean = np.maximum(known.sum(axis=0), 1), np.where(known, X, 0)
     mean = clean.sum(axis=0, dtype="float64") / n
-    square = sum((np.where(k, c - mean, 0) ** 2).sum(axis=0) for c, k in zip(_parts(clean), _parts(known)))
+    square = sum((np.where(k, c - mean, 0) ** 2).sum(axis=0) for c, k in zip(split_rows(clean, _AT_ONCE), split_rows(known, _AT_ONCE)))
     std = np.sqrt(square / n)
     return mean, np.divide(1, std, out=np.zeros_like(std), where=std > 1e-9 * np.maximum(np.abs(mean), 1))
-
-# %% ../nbs/lib/07_smooth.ipynb #67cd610e
-def _parts(rows: np.ndarray) -> list[np.ndarray]:
-    "Rows in parts that fit the memory."
-    return np.array_split(rows, max(1, -(-len(rows) // _AT_ONCE)))
 
 # %% ../nbs/lib/07_smooth.ipynb #bff558c0
 def _standards(
@@ -168,7 +165,7 @@ class _Rows(NamedTuple):
     blocks: list[np.ndarray]  # int, positions of each block's rows
     sums: list[np.ndarray]  # float64 (columns, columns), left side of each block's normal equations
 
-# %% ../nbs/lib/07_smooth.ipynb #31c25fc7
+# %% ../nbs/lib/07_smooth.ipynb #8e88fe4f
 def _ready(
     X: np.ndarray,  # float32 (rows, features read)
     order: np.ndarray,  # int (rows,), rank of each row in time
@@ -176,15 +173,16 @@ def _ready(
     "Cut rows into blocks of time and add up their left sides, which all targets share."
     X, fold = np.ascontiguousarray(X, "float32"), order * FOLDS // max(len(order), 1)
     found, blocks = _standards(X), [np.flatnonzero(fold == f) for f in range(FOLDS)]
-    return _Rows(X, found, blocks, [sum(A.T @ A for A in (_design(x, *found) for x in _parts(X[b]))) for b in blocks])
+    return _Rows(X, found, blocks, [sum(A.T @ A for A in (_design(x, *found) for x in split_rows(X[b], _AT_ONCE))) for b in blocks])
 
-# %% ../nbs/lib/07_smooth.ipynb #3739eba2
+# %% ../nbs/lib/07_smooth.ipynb #edb30681
 def _right_sides(
     rows: _Rows,
     Y: np.ndarray,  # float64 (rows, outputs)
 ) -> list[np.ndarray]:  # float64 (columns, outputs), of each block
     "The right sides of the blocks' normal equations."
-    return [sum(_design(x, *rows.standard).T @ y for x, y in zip(_parts(rows.X[b]), _parts(Y[b]), strict=True)) for b in rows.blocks]
+    pairs = (zip(split_rows(rows.X[b], _AT_ONCE), split_rows(Y[b], _AT_ONCE), strict=True) for b in rows.blocks)
+    return [sum(_design(x, *rows.standard).T @ y for x, y in pair) for pair in pairs]
 
 # %% ../nbs/lib/07_smooth.ipynb #fe223d75
 def _solved(

@@ -63,6 +63,20 @@ def test_children_do_not_outlive_the_stage(toy):
     assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("end", ["", "import os; os._exit(3)"])
+def test_temporary_files_do_not_outlive_the_stage(toy, tmp_path, monkeypatch, fast, end):
+    """Kernels are ended at once and do not tidy up; batches would fill the disk night after night."""
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    keeps = "import tempfile\nkept = tempfile.TemporaryDirectory()\nfor file in (kept.name + '/rows', 'where'): open(file, 'w').write(kept.name)\n"
+    write_stage(toy, "business", keeps + end)
+    result = runs.run_pipeline(last="business", manner=replace(QUIET, fast=fast))
+    assert result.manifests[0]["status"] == ("dead kernel" if end else "finished")
+    assert Path("where").read_text().startswith(f"{tmp_path / 'tmp'}/amhs-") and not list((tmp_path / "tmp").iterdir())
+
+
 SECRET = "hunter2-and-more"
 
 

@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 from amhs import engines as light
 from amhs.core import InputError, ModelError
-from amhs.engines import ENGINES, OUTPUTS, Finish, Trees, fill_up, finished, load_engine, make_engine, read_trees, seal, unseal
+from amhs.engines import OUTPUTS, Finish, Trees, engines_of, fill_up, finished, load_engine, make_engine, read_trees, seal, unseal
 from amhs.model import calibrated, make_model, ordered
 from amhs.smooth import no_smooth, passed_on, widened
 
@@ -52,7 +52,7 @@ def model(request):
 
 @pytest.fixture(scope="module")
 def engines(model):
-    return {kind: make_engine(kind, model) for kind in ENGINES}
+    return {kind: make_engine(kind, model) for kind in engines_of(model)}
 
 
 def finish(n, **changes):
@@ -283,8 +283,41 @@ def test_forecasters_without_trees_keep_their_own_form(name):
     engine = make_engine("original", model)
     known = model.predict(FEATURES).to_numpy()
     assert np.abs(engine.forecasts(FEATURES[model.features].to_numpy()) - known).max() < 1e-4
-    with pytest.raises(ModelError, match="no trees"):
+    assert engines_of(model) == ("original",)
+    with pytest.raises(ModelError, match="use one of original"):
         make_engine("forest", model)
+
+
+@pytest.fixture(scope="module", params=["hub", "v8", "huber"])
+def team(request):
+    "An ensemble with a boosted member and one without trees."
+    name, hyper = KINDS[request.param]
+    team = make_model("ensemble", members={name: hyper, "linear": {}}, weights="equal")
+    return team.fit(*(t.iloc[:600].fillna(0) for t in (FEATURES, TARGETS)), valid=(FEATURES.iloc[655:].fillna(0), TARGETS.iloc[655:]))
+
+
+def test_an_ensemble_of_forests_says_what_the_ensemble_says(team, tmp_path):
+    """Real rows, tiny values, values on thresholds; one by one, after saving, too."""
+    X, light = odd_rows(next(iter(team.members.values())))[30:], make_engine("members", team)
+    known = team.predict(pd.DataFrame(X, columns=team.features)).to_numpy()
+    assert np.isfinite(known[10:30]).all()
+    team.save(tmp_path / "team")
+    for engine in (light, make_engine("original", team), load_engine(light.save(tmp_path / "light"), tmp_path / "team")):
+        assert np.allclose(engine.forecasts(X), known, rtol=1e-6, atol=1e-4, equal_nan=True), engine.kind
+    assert np.allclose([light.forecast(x) for x in X[10:30]], known[10:30], rtol=1e-6, atol=1e-4)
+    with pytest.raises(ModelError, match="use one of members, original"):
+        make_engine("forest", team)
+
+
+def test_an_ensembles_contributions_add_up(team):
+    """What all features add differs between two rows as much as what the members say on average."""
+    X, light = FEATURES[team.features].fillna(0).to_numpy()[:8], make_engine("members", team)
+    changes, probs, _ = team._answer(X)
+    told = {2: changes[:, 0, 2], OUTPUTS + 1: changes[:, 1, 1], OUTPUTS * 3: team._raised(X)}
+    for output, said in told.items():
+        found = np.array([light.weigh(x, output).sum() for x in X])
+        assert np.abs((found - found[0]) - (said - said[0])).max() < 1e-3, output
+    assert light.weigh(X[0], 5).any() and light.finish.worth == 1
 
 
 def test_rows_of_another_width_are_refused(model, engines):
