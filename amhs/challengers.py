@@ -429,11 +429,11 @@ class Team(Frozen):
     weights: Literal["fitted", "equal"] = "fitted"  # to the validation block, or all alike
     ordered: bool = True  # make the forecasts agree with each other
 
-# %% ../nbs/lib/08_challengers.ipynb #53f3c561
+# %% ../nbs/lib/08_challengers.ipynb #afac7d5b
 class Ensemble(Forecaster):
     "What several models say on average."
 
-    weights: dict[str, np.ndarray]  # of the members, for changes, classes and spreads; each sums to 1, that of spreads to 0 if nobody knows them
+    weights: dict[str, np.ndarray]  # of the members, for changes, classes, spreads and alarms; each sums to 1, of the last two to 0 if nobody knows them
 
     def __init__(self, name: str, horizons: Sequence[int], seed: int, hyper: Team):
         super().__init__(name, horizons, seed, hyper)
@@ -453,7 +453,7 @@ def _offered(
         raise ParameterError("a member reads features that its team does not have", got=own_set, fix="give the ensemble the feature set `wide`")
     return [*(name for name in own if name in there), *(name for name in features if name not in whole)]
 
-# %% ../nbs/lib/08_challengers.ipynb #2930cb4e
+# %% ../nbs/lib/08_challengers.ipynb #2fa18cbd
 @patch
 def _learn(self: Ensemble, X: np.ndarray, targets: pd.DataFrame, valid: tuple[np.ndarray, pd.DataFrame] | None) -> None:
     "Train the members, then weigh them."
@@ -464,9 +464,14 @@ def _learn(self: Ensemble, X: np.ndarray, targets: pd.DataFrame, valid: tuple[np
     self.weights["classes"] = self.weights["changes"]
     if valid is not None and self.hyper.weights == "fitted":
         self.weights = self._weighed(*valid)
-    knows = np.ptp(self._said(X[:100])[2], axis=1).any(axis=(1, 2))
-    self.weights["spreads"] = knows / max(knows.sum(), 1)
+    few = X[:100]  # enough to see who knows something of spreads and of events
+    self.weights |= {"spreads": _equal(np.ptp(self._said(few)[2], axis=1).any(axis=(1, 2))), "alarms": _equal(self._adds(few).any(axis=1))}
     self._tell()
+
+# %% ../nbs/lib/08_challengers.ipynb #0aa884e6
+def _equal(knows: np.ndarray) -> np.ndarray:
+    "Equal weights of those that know something."
+    return knows / max(knows.sum(), 1)
 
 # %% ../nbs/lib/08_challengers.ipynb #dd1a0d7a
 @patch
@@ -549,11 +554,15 @@ def _answer(self: Ensemble, X: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.n
     changes, odds, spreads = (np.tensordot(self.weights[of], said, 1) for of, said in zip(("changes", "classes", "spreads"), self._said(X), strict=True))
     return changes, softmax(odds), np.exp(spreads)
 
-# %% ../nbs/lib/08_challengers.ipynb #5f47582a
+# %% ../nbs/lib/08_challengers.ipynb #54f71331
+@patch
+def _adds(self: Ensemble, X: np.ndarray) -> np.ndarray:
+    "What every member has alarms add, jobs (members, rows)."
+    return np.array([member._raised(self._own(name, X)) for name, member in self.members.items()])
+
 @patch
 def _raised(self: Ensemble, X: np.ndarray) -> np.ndarray:
-    said = [member._raised(self._own(name, X)) for name, member in self.members.items()]
-    return self.weights["changes"] @ np.array(said)
+    return self.weights["alarms"] @ self._adds(X)
 
 # %% ../nbs/lib/08_challengers.ipynb #8f242c61
 @patch
@@ -564,16 +573,16 @@ def _gathered(self: Ensemble, X: np.ndarray, of: str, weigh: Callable[[Forecaste
         parts[:, [*self.places[name], -1]] += weight * weigh(member, self._own(name, X))
     return parts
 
-# %% ../nbs/lib/08_challengers.ipynb #2bd6d8f9
+# %% ../nbs/lib/08_challengers.ipynb #9a7594f8
 @patch
 def _weigh(self: Ensemble, X: np.ndarray, head: str, klass: int | None) -> np.ndarray:
     return self._gathered(X, "changes" if klass is None else "classes", lambda member, own: member._weigh(own, head, klass))
 
 @patch
 def _weigh_raised(self: Ensemble, X: np.ndarray) -> np.ndarray:
-    return self._gathered(X, "changes", lambda member, own: member._weigh_raised(own))
+    return self._gathered(X, "alarms", lambda member, own: member._weigh_raised(own))
 
-# %% ../nbs/lib/08_challengers.ipynb #9565ebd9
+# %% ../nbs/lib/08_challengers.ipynb #c567bad2
 @patch
 def _write(self: Ensemble, folder: Path) -> dict:
     for name, member in self.members.items():
@@ -583,7 +592,8 @@ def _write(self: Ensemble, folder: Path) -> dict:
 @patch
 def _read(self: Ensemble, folder: Path, state: dict) -> None:
     self.members = {name: load_model(folder / name) for name in self.members}
-    self.weights = {name: np.array(weights) for name, weights in state.items()}
+    known = {"alarms": state["changes"]} | state  # as ensembles did that were saved before alarms had weights of their own
+    self.weights = {name: np.array(weights) for name, weights in known.items()}
     self._find_places()
 
 # %% ../nbs/lib/08_challengers.ipynb #c55ff385

@@ -1,6 +1,7 @@
 """Challengers: what is said where a library is missing, who wins a contest, and a package made from each answers like its model."""
 
 import sys
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from amhs.challengers import answers_with, lacking
 from amhs.config import load_params, load_site
 from amhs.contest import compete, entrants, trade_table
-from amhs.core import ModelError, ParameterError
+from amhs.core import ModelError, ParameterError, read_json, sha256_json, write_json
 from amhs.develop import Labelled, block_times, fitted, package_model, planned
 from amhs.features import build_features
 from amhs.inference import load_package
@@ -87,6 +88,22 @@ def test_an_ensemble_takes_only_members_that_are_as_it_wants_them():
     models = {"linear": fitted(data, make_model("linear")), "hub": fitted(data, make_model("hub", trees=5, feature_set="v8"))}
     taken = fitted(data, make_model("ensemble", **pair).take(models))
     assert taken.members["linear"] is models["linear"] and taken.members["hub"] is not models["hub"]
+
+
+def test_what_one_member_has_learnt_of_events_counts_in_full(tmp_path):
+    """Who knows nothing about events has no say about them; an ensemble saved before that answers as it did."""
+    soon = (labelled().targets["change_max_10"] > 30) & (np.arange(len(labelled().targets)) % 20 > 0)
+    data = replace(labelled(), targets=labelled().targets.assign(event_in=np.where(soon, 5.0, 60.0)))
+    team = fitted(data, make_model("ensemble", feature_set="v8", members={"hub": {"trees": 5, "feature_set": "v8"}, "linear": {}}))
+    rows = validation_rows(data, team)[0]
+    def added(model): return (said := model.predict(rows))["alarm_change"] - said.filter(like="change_max").max(axis=1)
+    raised = added(team.members["hub"])
+    assert raised.abs().max() > 0.1 and np.allclose(added(team), raised, atol=1e-3)
+    card = read_json(team.save(tmp_path / "team") / "model.json")
+    share = team.weights["changes"][0]
+    del card["state"]["alarms"], card["seal"]
+    write_json(tmp_path / "team/model.json", card | {"seal": sha256_json(card)})
+    assert np.allclose(added(load_model(tmp_path / "team")), share * raised, atol=1e-3)
 
 
 def test_members_must_read_what_the_team_has():
