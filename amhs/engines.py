@@ -96,7 +96,7 @@ def read_trees(
 _KINDS = dict.fromkeys(("first", "output", "left", "right", "feature"), "int64") | {
     "value": "float32", "missing_left": "bool", "weight": "float32", "base": "float32"}
 
-# %% ../nbs/lib/15_engines.ipynb #8790521b
+# %% ../nbs/lib/15_engines.ipynb #3be5b5cd
 class Finish(NamedTuple):
     "What turns margins into a forecast"
     scale: np.ndarray  # float64 (horizons,), of the log-odds
@@ -107,8 +107,9 @@ class Finish(NamedTuple):
     worth: float  # jobs per log-odds of the alarm
     now: int  # position of the level of now in a row
     spread: int  # position of the first log spread in a widened row; -1: there is none, and classes have log-odds
+    whole: bool = False  # whether lowest and highest levels are drawn towards whole numbers
 
-# %% ../nbs/lib/15_engines.ipynb #9915dec5
+# %% ../nbs/lib/15_engines.ipynb #f78a9148
 def read_finish(
     forecaster: Forecaster,  # trained
 ) -> Finish:
@@ -119,7 +120,7 @@ def read_finish(
     said = {name: [c[name] for c in known] for name in usual}
     arrays = (even(rows) if name == "errors" else np.array(rows, "float64") for name, rows in said.items())
     return Finish(*arrays, bool(getattr(forecaster.hyper, "ordered", False)), float(getattr(forecaster, "worth", 0.0)),
-                  forecaster.features.index(NOW), len(forecaster.features) + outputs // 2 if outputs else -1)
+                  forecaster.features.index(NOW), len(forecaster.features) + outputs // 2 if outputs else -1, bool(forecaster.info.get("whole")))
 
 # %% ../nbs/lib/15_engines.ipynb #d06054c2
 @njit(error_model="numpy")
@@ -162,7 +163,17 @@ def _order(row, now):
         row[o + 2] = higher(row[o + 2], row[0])
         row[o + 1] = lower(higher(row[o + 1], row[o]), row[o + 2])
 
-# %% ../nbs/lib/15_engines.ipynb #15ef4a77
+# %% ../nbs/lib/15_engines.ipynb #3f30b83b
+@njit(error_model="numpy")
+def _draw(three, now):
+    "Draw lowest and highest level of a horizon towards whole numbers; the average stays between them."
+    for k in (0, 2):
+        level = np.float64(now) + np.float64(three[k])
+        down = np.floor(level)
+        three[k] = down + lower(higher(2 * (level - down) - 0.5, 0.0), 1.0) - np.float64(now)
+    three[1] = lower(higher(three[1], three[0]), three[2])
+
+# %% ../nbs/lib/15_engines.ipynb #16418005
 @njit(error_model="numpy")
 def _finish_row(finish, margins, wide, out):
     "One row's forecast: now, the outputs, the spreads, the change that counts for alarms."
@@ -182,6 +193,8 @@ def _finish_row(finish, margins, wide, out):
             class_row(told[OUTPUTS * h + 2], spreads[3 * h + 2], finish.errors[h], finish.edges[h], classes)
         else:
             _probabilities(margins[OUTPUTS * h + 3 : OUTPUTS * h + 6], finish.scale[h], finish.bias[h], classes)
+        if finish.whole:
+            _draw(told[OUTPUTS * h : OUTPUTS * h + 3], now)
     out[-1] = highest + finish.worth * margins[OUTPUTS * n]
 
 # %% ../nbs/lib/15_engines.ipynb #2e8d4940
@@ -689,12 +702,13 @@ def _slope(self: Forest, wide: np.ndarray, moved: float, grown: int, horizon: in
     change, spread = float(self._margins(wide)[0, grown]), float(np.exp(wide[0, self.finish.spread + 3 * horizon + 2]))
     return class_slope(change - moved, change, spread, self.finish.errors[horizon], self.finish.edges[horizon], klass)[1]
 
-# %% ../nbs/lib/15_engines.ipynb #04d8722d
+# %% ../nbs/lib/15_engines.ipynb #f8eba0fa
 class Light:
     "A boosted member of an ensemble, answered by its forest"
 
     def __init__(self, forecaster: Boosted):
         self.forest, self.starts = _flatten(forecaster), _output_of(forecaster)
+        self.forest.finish = self.forest.finish._replace(whole=False)  # the mean of all members is drawn
 
 # %% ../nbs/lib/15_engines.ipynb #39151b52
 @patch

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 from amhs import engines as light
 from amhs.core import InputError, ModelError
 from amhs.engines import OUTPUTS, Finish, Trees, engines_of, fill_up, finished, load_engine, make_engine, read_trees, seal, unseal
-from amhs.model import calibrated, make_model, ordered
+from amhs.model import calibrated, drawn, make_model, ordered
 from amhs.smooth import no_smooth, passed_on, widened
 
 HORIZONS = (10, 15, 25)
@@ -262,6 +262,9 @@ def test_the_finish_is_what_the_forecaster_does(margins, now, scale, bias):
     assert np.array_equal(said[:, :, :3], ordered(margins[:, :, :3], now))
     for h in range(3):
         assert np.allclose(said[:, h, 3:], calibrated(margins[:, h, 3:], {"scale": scale, "bias": bias[h]}), atol=1e-6)
+    whole = finished(flat, level, finish(3, scale=np.full(3, scale), bias=bias, ordered=True, whole=True))
+    assert np.array_equal(whole[:, 1:19].reshape(4, 3, OUTPUTS)[:, :, :3], drawn(said[:, :, :3], now.astype("float32")).astype("float32"))
+    assert np.array_equal(whole[:, 19:], finished(flat, level, finish(3, bias=bias, ordered=True))[:, 19:]), "alarms count what was foreseen"
     plain = finished(flat, level, finish(3, bias=bias))[:, 1:19].reshape(4, 3, OUTPUTS)
     assert np.array_equal(plain[:, :, :3], margins[:, :, :3])
     for worth in (0.0, 12.5):

@@ -17,7 +17,7 @@ import amhs.model as M
 from amhs.challengers import lacking
 from amhs.config import CLASSES, HORIZONS_MIN, TARGETS
 from amhs.core import InputError, ModelError, ParameterError, sha256_json
-from amhs.model import MODELS, alarm_level, heads, load_model, log_loss, make_model, ordered, pick_device, surge_class
+from amhs.model import MODELS, alarm_level, drawn, heads, load_model, log_loss, make_model, ordered, pick_device, surge_class
 
 SMALL = {"persistence": {}, "linear": {}, "v8": {"trees": 50}, "hub": {"trees": 80, "min_child_weight": 2.0, "early_stopping": 10},
          "lightgbm": {"trees": 80, "min_rows": 5, "early_stopping": 10}, "deep": {"nets": 2, "epochs": 30, "batch": 32, "device": "cpu"}}
@@ -547,6 +547,34 @@ def test_ordered_forecasts_do_not_contradict_each_other(changes, now):
     assert (low <= mid).all() and (mid <= high).all()
     assert (np.diff(low, axis=1) <= 0).all() and (np.diff(high, axis=1) >= 0).all()
     assert (low >= -now[:, None]).all()
+
+
+@given(arrays(np.float32, (6, 3, 3), elements=st.floats(-50, 50, width=32)), arrays(np.int64, 6, elements=st.integers(0, 80)))
+def test_levels_are_drawn_towards_whole_numbers(changes, now):
+    """A quarter of a job off: whole. Nobody moves further, nobody passes another, and a small difference stays small."""
+    before = ordered(changes, now)
+    after, near = drawn(before, now), drawn(before + np.array([1, 0, 1]) * 1e-5, now)
+    low, mid, high = np.moveaxis(after, 2, 0)
+    assert (low <= mid).all() and (mid <= high).all() and (low >= -now[:, None]).all()
+    assert (np.diff(low, axis=1) <= 0).all() and (np.diff(high, axis=1) >= 0).all()
+    levels, ends = now[:, None, None] + before[..., [0, 2]].astype("float64"), now[:, None, None] + after[..., [0, 2]]
+    assert np.abs(ends - levels).max() <= 0.25 + 1e-9 and np.abs(near - after).max() <= 2.1e-5
+    close = np.abs(levels - np.rint(levels)) <= 0.25
+    assert np.allclose(ends[close], np.rint(levels)[close], atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["hub", "linear", "ensemble", "v8"])
+def test_only_counted_queues_are_drawn(name):
+    """A model knows from its training rows; V8 keeps its own ways."""
+    (features, targets), valid = (part for part in blocks(*hub())[:2])
+    changes = [c for c in targets if c.startswith("change_max") or c.startswith("change_min")]
+    whole = targets.assign(**{c: np.rint(targets[c]) for c in ["now", *changes]})
+    counted = make_model(name, **SMALL[name]).fit(features, whole)
+    measured = make_model(name, **SMALL[name]).fit(features, whole.assign(now=whole["now"] + 0.5))
+    def parts(model): return np.concatenate([(said["now"] + said[c]).to_numpy("float64") % 1 for said in [model.predict(later())] for c in changes])
+    assert not measured.info["whole"] and counted.info["whole"] == (name != "v8")
+    def close(x): return (np.minimum(x, 1 - x) < 1e-4).mean()
+    assert close(parts(measured)) < 0.1 and (close(parts(counted)) > 0.4) == (name != "v8")
 
 
 @given(CHANGES)
