@@ -564,13 +564,13 @@ def _adds(self: Ensemble, X: np.ndarray) -> np.ndarray:
 def _raised(self: Ensemble, X: np.ndarray) -> np.ndarray:
     return self.weights["alarms"] @ self._adds(X)
 
-# %% ../nbs/lib/08_challengers.ipynb #8f242c61
+# %% ../nbs/lib/08_challengers.ipynb #c940c56e
 @patch
 def _gathered(self: Ensemble, X: np.ndarray, of: str, weigh: Callable[[Forecaster, np.ndarray], np.ndarray]) -> np.ndarray:
     "Weighted sum of the members' contributions (rows, features + base)."
     parts = np.zeros((len(X), X.shape[1] + 1))
     for (name, member), weight in zip(self.members.items(), self.weights[of], strict=True):
-        parts[:, [*self.places[name], -1]] += weight * weigh(member, self._own(name, X))
+        parts[:, np.append(self.places[name], -1)] += weight * weigh(member, self._own(name, X))
     return parts
 
 # %% ../nbs/lib/08_challengers.ipynb #9a7594f8
