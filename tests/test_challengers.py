@@ -94,7 +94,8 @@ def test_what_one_member_has_learnt_of_events_counts_in_full(tmp_path):
     """Who knows nothing about events has no say about them; an ensemble saved before that answers as it did."""
     soon = (labelled().targets["change_max_10"] > 30) & (np.arange(len(labelled().targets)) % 20 > 0)
     data = replace(labelled(), targets=labelled().targets.assign(event_in=np.where(soon, 5.0, 60.0)))
-    team = fitted(data, make_model("ensemble", feature_set="v8", ordered=False, members={"hub": {"trees": 5, "feature_set": "v8", "ordered": False}, "linear": {}}))
+    members = {"hub": {"trees": 5, "feature_set": "v8", "ordered": False}, "linear": {}}
+    team = fitted(data, make_model("ensemble", feature_set="v8", ordered=False, members=members))
     rows = validation_rows(data, team)[0]
     def added(model): return (said := model.predict(rows))["alarm_change"] - said.filter(like="change_max").max(axis=1)
     raised = added(team.members["hub"])
